@@ -1,0 +1,1 @@
+"""Detectors: pure mathematics over arrays. No Kafka, no clock, no environment, no logging."""

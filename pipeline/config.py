@@ -1,0 +1,274 @@
+"""The configuration: one TOML file, then environment variables over it. Read once, then frozen.
+
+``KIZASHI_<SECTION>__<KEY>`` overrides ``[section] key``. An unknown key or an
+impossible value stops the start with a ConfigError that names it. Secrets are
+`SecretStr` and never appear in `shown()`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AnyHttpUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from pipeline.errors import ConfigError
+from schemas.monitor import DEFAULT_GROUPINGS, Grouping, grouping_name, parse_grouping
+from schemas.signal import Family
+
+ENV_PREFIX = "KIZASHI_"
+#: Variables with our prefix that are not settings.
+_NOT_SETTINGS = {"KIZASHI_CONFIG"}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TopicSettings(Section):
+    """How `kizashi init` creates the topics."""
+
+    partitions: Annotated[int, Field(ge=1, le=10_000)] = 8
+    signals_partitions: Annotated[int, Field(ge=1, le=1_000)] = 4
+    replication: Annotated[int, Field(ge=1, le=15)] = 1
+    retention_hours: Annotated[float, Field(gt=0)] = 72.0
+    compression: Literal["producer", "zstd", "lz4", "snappy", "gzip", "uncompressed"] = "producer"
+
+
+class KafkaSettings(Section):
+    bootstrap_servers: str = "127.0.0.1:9092"
+    group_id: str = "kizashi"
+    events_topic: str = "llm.gateway.events"
+    signals_topic: str = "llm.signals"
+    alarms_topic: str = "llm.alarms"
+    deadletter_topic: str = "llm.deadletter"
+    session_timeout_s: Annotated[float, Field(ge=1, le=300)] = 10.0
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    topics: TopicSettings = TopicSettings()
+
+
+class ClickHouseSettings(Section):
+    """`embedded` keeps everything in a directory of this machine; `http` talks to a server."""
+
+    mode: Literal["embedded", "http"] = "embedded"
+    path: Path = Path("kizashi-data")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8123
+    secure: bool = False
+    ca_file: Path | None = None
+    username: str = "default"
+    password: SecretStr = SecretStr("")
+    database: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] = "kizashi"
+    timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 30.0
+    requests_ttl_days: Annotated[int, Field(ge=1)] = 90
+    rollups_ttl_days: Annotated[int, Field(ge=1)] = 400
+    texts_ttl_days: Annotated[int, Field(ge=1)] = 7
+
+
+class IngestSettings(Section):
+    """The unit of work: a chunk is closed by whichever of its three limits is reached first."""
+
+    chunk_events: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    chunk_bytes: Annotated[int, Field(ge=1_024)] = 8 * 1024 * 1024
+    chunk_interval_s: Annotated[float, Field(gt=0, le=60)] = 1.0
+    #: Bytes of records held in memory before the worker stops reading.
+    held_bytes: Annotated[int, Field(ge=1_048_576)] = 64 * 1024 * 1024
+    event_bytes: Annotated[int, Field(ge=256)] = 1_000_000
+    attributes: Annotated[int, Field(ge=0, le=1_000)] = 64
+    #: Events older or newer than this, against the time the record was written, are rejected.
+    event_age_days: Annotated[float, Field(gt=0)] = 1_826.0
+    event_ahead_s: Annotated[float, Field(ge=0)] = 86_400.0
+    #: How many stored event ids of a partition are remembered to drop repeats.
+    dedup_window: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
+    groupings: tuple[Grouping, ...] = DEFAULT_GROUPINGS
+    monitors_per_grouping: Annotated[int, Field(ge=1, le=1_000_000)] = 5_000
+    store_texts: bool = False
+
+    @field_validator("groupings", mode="before")
+    @classmethod
+    def _parse_groupings(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(parse_grouping(v) if isinstance(v, str) else v for v in value)
+
+
+class Materiality(Section):
+    """The smallest change worth a page."""
+
+    #: The rate has to change by this factor, up or down …
+    ratio: Annotated[float, Field(gt=1)] = 1.5
+    #: … and by this much in absolute terms.
+    difference: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+
+class DetectionSettings(Section):
+    #: How many pages a week may be false, over all monitors and families together.
+    false_pages_per_week: Annotated[float, Field(gt=0)] = 1.0
+    #: Events a monitor needs before it is watched.
+    learn_events: Annotated[int, Field(ge=20)] = 300
+    #: The reference stops growing here.
+    reference_events: Annotated[int, Field(ge=100)] = 20_000
+    #: Probability that a reference's bound is on the wrong side of the true rate.
+    reference_miss: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
+    monitors: Annotated[int, Field(ge=1)] = 20_000
+    #: An alarmed monitor without traffic for this long is cleared.
+    no_traffic_s: Annotated[float, Field(gt=0)] = 900.0
+    #: Evidence for recovery, as a likelihood ratio, that clears an alarm.
+    recovery_ratio: Annotated[float, Field(gt=1)] = 1_000.0
+    snapshot_interval_s: Annotated[float, Field(gt=0)] = 30.0
+    materiality: dict[Family, Materiality] = Field(
+        default_factory=lambda: {
+            Family.REFUSAL: Materiality(),
+            Family.ERROR: Materiality(),
+            Family.TRUNCATION: Materiality(difference=0.02),
+            Family.LATENCY: Materiality(ratio=2.0, difference=0.1),
+        }
+    )
+
+    @field_validator("materiality")
+    @classmethod
+    def _fill_materiality(cls, value: dict[Family, Materiality]) -> dict[Family, Materiality]:
+        return {family: value.get(family, Materiality()) for family in Family}
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> DetectionSettings:
+        if self.reference_events < self.learn_events:
+            raise ValueError("reference_events is smaller than learn_events")
+        return self
+
+
+class PagerDutySettings(Section):
+    routing_key: SecretStr | None = None
+    url: AnyHttpUrl = AnyHttpUrl("https://events.pagerduty.com/v2/enqueue")
+    #: Incidents below this severity are stored but do not page.
+    min_severity: Literal["critical", "error", "warning", "info"] = "warning"
+
+
+class WebhookSettings(Section):
+    url: AnyHttpUrl | None = None
+    #: Signs the body: HMAC-SHA256 in the header ``X-Kizashi-Signature``.
+    secret: SecretStr | None = None
+    min_severity: Literal["critical", "error", "warning", "info"] = "info"
+
+
+class NotifySettings(Section):
+    pagerduty: PagerDutySettings = PagerDutySettings()
+    webhook: WebhookSettings = WebhookSettings()
+    timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
+    retry_initial_s: Annotated[float, Field(gt=0)] = 1.0
+    retry_max_s: Annotated[float, Field(gt=0)] = 60.0
+    #: Where a page's link leads; ``{incident_id}`` is filled in.
+    link: str = ""
+
+
+class PrivacySettings(Section):
+    #: Key of the HMAC by which user ids are stored. Without one they are not stored at all.
+    user_key: SecretStr | None = None
+
+
+class PriceSettings(Section):
+    #: A price table in the form of `kizashi prices list --toml`, used over the built-in one.
+    file: Path | None = None
+
+
+class Config(BaseSettings):
+    """Everything that can be configured. Frozen: build mutable state from it, never in it."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    ingest: IngestSettings = IngestSettings()
+    detection: DetectionSettings = DetectionSettings()
+    notify: NotifySettings = NotifySettings()
+    privacy: PrivacySettings = PrivacySettings()
+    prices: PriceSettings = PriceSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The environment wins over the file, which arrives as init arguments.
+        return env_settings, init_settings
+
+    def shown(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON values, secrets masked."""
+        shown = self.model_dump(mode="json")
+        shown["ingest"]["groupings"] = [grouping_name(g) for g in self.ingest.groupings]
+        return shown
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read the configuration.
+
+    `path` is the TOML file; without it ``KIZASHI_CONFIG`` and then
+    ``./kizashi.toml`` are looked for. `overrides` are sections laid over the file.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key, an impossible value.
+    """
+    data = _read_file(path)
+    for section, values in (overrides or {}).items():
+        data[section] = {**data.get(section, {}), **values}
+    _check_environment()
+    try:
+        return Config(**data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _read_file(path: Path | None) -> dict[str, Any]:
+    named = path or (Path(p) if (p := os.environ.get("KIZASHI_CONFIG")) else None)
+    file = named or Path("kizashi.toml")
+    if named is None and not file.exists():
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {file}: {error}") from None
+
+
+def _check_environment() -> None:
+    """pydantic-settings passes over variables that name no section, so a typo would go unseen."""
+    for name in sorted(os.environ):
+        if not name.startswith(ENV_PREFIX) or name in _NOT_SETTINGS:
+            continue
+        section = name.removeprefix(ENV_PREFIX).split("__")[0].lower()
+        if section not in Config.model_fields:
+            raise ConfigError(f"unknown environment variable {name}: no section {section!r}")
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per problem: the key and what is wrong, never the value (it may be a secret)."""
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+        lines.append(f"{key}: {what}")
+    return "impossible configuration: " + "; ".join(lines)

@@ -1,0 +1,51 @@
+"""The error tree. Whether a retry can help is a type, never a guess from a message.
+
+::
+
+    KizashiError
+    ├── ConfigError         the configuration is wrong; names the key
+    ├── RetryableError      the same call may succeed later: retry with backoff
+    │   ├── SinkUnavailable     ClickHouse or a broker does not answer
+    │   └── DeliveryDeferred    a destination asks to be called again
+    └── PermanentError      the same call will always fail: do not retry
+        ├── RowsRefused         ClickHouse will never take these rows
+        └── DeliveryRefused     a destination will never take this message
+"""
+
+from __future__ import annotations
+
+
+class KizashiError(Exception):
+    """Base of every error that Kizashi raises on purpose."""
+
+
+class ConfigError(KizashiError):
+    """The configuration cannot be used; the message names the key and what is wrong with it."""
+
+
+class RetryableError(KizashiError):
+    """The same call may succeed later."""
+
+
+class PermanentError(KizashiError):
+    """The same call will always fail."""
+
+
+class SinkUnavailable(RetryableError):
+    """ClickHouse or the broker could not be reached, or was too busy to answer."""
+
+
+class DeliveryDeferred(RetryableError):
+    """A destination failed in passing, or asked to be called again."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RowsRefused(PermanentError):
+    """ClickHouse answered that it will never take these rows."""
+
+
+class DeliveryRefused(PermanentError):
+    """A destination answered that it will never take this message."""

@@ -1,0 +1,1 @@
+"""From alarms to incidents: group, explain, open, update, resolve. Pure."""

@@ -1,0 +1,1 @@
+"""All outgoing I/O: ClickHouse, PagerDuty, webhooks."""
