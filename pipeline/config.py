@@ -60,6 +60,8 @@ class KafkaSettings(Section):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     username: str | None = None
     password: SecretStr | None = None
+    #: Without this, plain text is only spoken to this machine.
+    allow_plaintext: bool = False
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None

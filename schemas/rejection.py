@@ -14,6 +14,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     TOO_DEEP = "too_deep"
     INVALID_UTF8 = "invalid_utf8"
+    LONE_SURROGATE = "lone_surrogate"
     INVALID_JSON = "invalid_json"
     NOT_AN_OBJECT = "not_an_object"
     MISSING_FIELD = "missing_field"

@@ -1,0 +1,21 @@
+"""Exact confidence bounds of a proportion (Clopper & Pearson, Biometrika 26, 1934)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import betaincinv
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def clopper_pearson(count: Ints, total: Ints, miss: float) -> tuple[Floats, Floats]:
+    """Return lower and upper bounds, each of which the true rate passes with probability ≤ `miss`.
+
+    `count` of `total` events; arrays of one shape, 0 ≤ count ≤ total.
+    """
+    k, n = count.astype(np.float64), total.astype(np.float64)
+    low = np.where(count > 0, betaincinv(np.maximum(k, 1), n - k + 1, miss), 0.0)
+    high = np.where(count < total, betaincinv(k + 1, np.maximum(n - k, 1), 1 - miss), 1.0)
+    return low, high

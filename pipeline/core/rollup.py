@@ -1,0 +1,154 @@
+"""Per-minute aggregates of one chunk: rows for `rollup_1m` that add to those already there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.chunk import Columns, MapColumn, MoneyColumn
+from pipeline.core.features import ABSENT, TOKEN_FIELDS, Features
+from pipeline.core.histogram import find_buckets
+from pipeline.core.monitors import Split
+from pipeline.core.sums import count_maps, sum_by_key
+from schemas.monitor import DIMENSIONS, grouping_name
+
+Ints = npt.NDArray[np.int64]
+MINUTE_MS = 60_000
+
+SUM_COLUMNS = (
+    "requests",
+    "errors",
+    "answered",
+    "refusals",
+    "truncations",
+    "cache_hits",
+    "fallbacks",
+    *TOKEN_FIELDS,
+    "cost_picodollars",
+    "unpriced",
+)
+HISTOGRAMS = {
+    "duration_ms": ("duration_s", 1e3),
+    "first_chunk_ms": ("first_chunk_s", 1e3),
+    "output_token_us": ("token_s", 1e6),
+}
+
+
+def roll_up(features: Features, splits: Sequence[Split], record_ms: int) -> Columns:
+    """Count and sum n events per (minute, monitor), for every grouping."""
+    minute, first_minute = _minutes(features.time_ms)
+    sums = _sum_matrix(features)
+    buckets = {name: _buckets_of(features, name) for name in HISTOGRAMS}
+    errors = _error_codes(features)
+    parts = []
+    for split in splits:
+        inside = split.code >= 0
+        key = split.code * (int(minute.max(initial=0)) + 1) + minute
+        keys, totals = sum_by_key(key[inside], sums[inside])
+        parts.append(
+            _rollup_rows(split, keys, totals, int(minute.max(initial=0)) + 1, first_minute)
+            | {name: _histogram(key, inside, *b, keys) for name, b in buckets.items()}
+            | {"error_types": _error_map(key, inside, errors, keys)}
+        )
+    return _concatenate(parts, record_ms)
+
+
+def _minutes(time_ms: Ints) -> tuple[Ints, int]:
+    minute = time_ms // MINUTE_MS
+    first = int(minute.min(initial=np.iinfo(np.int64).max)) if len(minute) else 0
+    return minute - first, first
+
+
+def _sum_matrix(features: Features) -> Ints:
+    """Shape (n, len(SUM_COLUMNS))."""
+    tokens = [np.where(features.tokens[t] == ABSENT, 0, features.tokens[t]) for t in TOKEN_FIELDS]
+    columns = [
+        np.ones(len(features), np.int64),
+        features.errors,
+        ~features.errors,
+        features.refusals,
+        features.truncations,
+        features.cache_hits,
+        features.fallbacks,
+        *tokens,
+        np.where(features.costs.priced, features.costs.picodollars, 0),
+        ~features.costs.priced,
+    ]
+    return np.stack([np.asarray(c, np.int64) for c in columns], axis=1)
+
+
+def _buckets_of(features: Features, name: str) -> tuple[npt.NDArray[np.bool_], Ints]:
+    attribute, scale = HISTOGRAMS[name]
+    values = getattr(features, attribute) * scale
+    measured = np.isfinite(values)
+    return measured, find_buckets(np.where(measured, values, 0.0))
+
+
+def _histogram(
+    key: Ints,
+    inside: npt.NDArray[np.bool_],
+    measured: npt.NDArray[np.bool_],
+    buckets: Ints,
+    keys: Ints,
+) -> MapColumn:
+    use = inside & measured
+    return count_maps(key[use], buckets[use], keys)
+
+
+def _error_codes(features: Features) -> tuple[Ints, list[str]]:
+    names = sorted({t for t in features.error_types if t})
+    table = {name: code for code, name in enumerate(names)}
+    codes = np.fromiter((table.get(t, -1) for t in features.error_types), np.int64, len(features))
+    return codes, names
+
+
+def _error_map(
+    key: Ints, inside: npt.NDArray[np.bool_], errors: tuple[Ints, list[str]], keys: Ints
+) -> MapColumn:
+    codes, names = errors
+    use = inside & (codes >= 0)
+    counted = count_maps(key[use], codes[use], keys)
+    return counted._replace(keys=[names[code] for code in np.asarray(counted.keys)])
+
+
+def _rollup_rows(split: Split, keys: Ints, totals: Ints, minutes: int, first: int) -> Columns:
+    monitors = [split.monitors[code] for code in keys // minutes]
+    labels = [m.labels() for m in monitors]
+    rows: Columns = {
+        "minute": (keys % minutes + first) * 60,
+        "grouping": [grouping_name(split.grouping)] * len(keys),
+    }
+    for dimension in DIMENSIONS:
+        rows[dimension.value] = [each.get(dimension.value, "") for each in labels]
+    for column, name in enumerate(SUM_COLUMNS):
+        rows[name] = totals[:, column]
+    return rows
+
+
+def _concatenate(parts: Sequence[Columns], record_ms: int) -> Columns:
+    joined: Columns = {name: _join([part[name] for part in parts]) for name in parts[0]}
+    cost = np.asarray(joined.pop("cost_picodollars"))
+    joined["cost_usd"] = MoneyColumn(cost, np.ones(len(cost), np.bool_))
+    joined["record_time"] = np.full(len(cost), record_ms, np.int64)
+    return joined
+
+
+def _join(columns: Sequence[object]) -> object:
+    if isinstance(columns[0], MapColumn):
+        return _join_maps([c for c in columns if isinstance(c, MapColumn)])
+    if isinstance(columns[0], list):
+        return [value for column in columns if isinstance(column, list) for value in column]
+    return np.concatenate([np.asarray(column) for column in columns])
+
+
+def _join_maps(columns: Sequence[MapColumn]) -> MapColumn:
+    offsets, end = [columns[0].offsets[:1]], 0
+    for column in columns:
+        offsets.append(column.offsets[1:] + end)
+        end += int(column.offsets[-1])
+    values = np.concatenate([c.values for c in columns])
+    return MapColumn(
+        np.concatenate(offsets).astype(np.int32), _join([c.keys for c in columns]), values
+    )

@@ -1,0 +1,169 @@
+"""The step: a chunk of raw records in, everything that must happen because of it out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from msgspec import Struct, structs
+
+from pipeline.core.chunk import (
+    Chunk,
+    ChunkCounts,
+    ChunkEffects,
+    Columns,
+    DeadLetter,
+    MoneyColumn,
+    Record,
+)
+from pipeline.core.dedup import SeenIds
+from pipeline.core.features import ABSENT, TOKEN_FIELDS, Features, extract_features, hash_users
+from pipeline.core.monitors import MonitorRegistry, split_events
+from pipeline.core.pricing import Pricer
+from pipeline.core.rollup import roll_up
+from pipeline.core.signals import pack_signals
+from schemas.codec import CodecLimits, decode_event
+from schemas.event import Received
+from schemas.monitor import DIMENSIONS, Grouping
+from schemas.rejection import Reason, Rejected
+from schemas.signal import Source
+
+
+class StepConfig(Struct, frozen=True):
+    """What the step needs to know; `build` state beside it, not in it."""
+
+    groupings: tuple[Grouping, ...]
+    limits: CodecLimits
+    signals_partitions: int = 1
+    store_texts: bool = False
+    user_key: bytes | None = None
+
+
+class Admission(Struct, frozen=True):
+    """A chunk's records, sorted into accepted, refused and seen before."""
+
+    source: Source
+    read: int
+    records: list[Record]
+    received: list[Received]
+    deadletters: list[DeadLetter]
+    duplicates: int
+
+    def without(self, refused: Mapping[int, str]) -> Admission:
+        """Return the admission with the accepted rows at these indices refused as unstorable.
+
+        `refused` is row index → why.
+        """
+        kept = [i for i in range(len(self.records)) if i not in refused]
+        letters = [
+            DeadLetter(
+                self.records[i], Rejected(Reason.UNSTORABLE, why, self.records[i].value or b"")
+            )
+            for i, why in refused.items()
+        ]
+        return structs.replace(
+            self,
+            records=[self.records[i] for i in kept],
+            received=[self.received[i] for i in kept],
+            deadletters=[*self.deadletters, *letters],
+        )
+
+
+def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds) -> Admission:
+    """Decode a chunk and drop repeats; `seen` is advanced by what is accepted."""
+    admission = Admission(chunk.source, len(chunk.records), [], [], [], 0)
+    duplicates = 0
+    for record in chunk.records:
+        result = decode_event(record.value, record.written_ms, limits)
+        if isinstance(result, Rejected):
+            admission.deadletters.append(DeadLetter(record, result))
+        elif seen.add(result.event.event_id):
+            admission.records.append(record)
+            admission.received.append(result)
+        else:
+            duplicates += 1
+    return structs.replace(admission, duplicates=duplicates)
+
+
+def derive_effects(
+    admission: Admission, config: StepConfig, pricer: Pricer, registry: MonitorRegistry
+) -> ChunkEffects:
+    """Price, judge and count what was admitted.
+
+    Deterministic: the same admission against the same `registry` has the same
+    effects, to the byte.
+    """
+    source, letters = admission.source, tuple(admission.deadletters)
+    counts = ChunkCounts(
+        read=admission.read,
+        stored=len(admission.received),
+        deadlettered=len(letters),
+        duplicates=admission.duplicates,
+    )
+    if not admission.received:
+        return ChunkEffects(source, counts, {}, None, {}, letters, {})
+    features = extract_features(admission.received, pricer)
+    splits = split_events(features.dimensions, config.groupings, registry)
+    return ChunkEffects(
+        source=source,
+        counts=counts,
+        requests=_request_rows(admission, features, config.user_key),
+        texts=_text_rows(admission) if config.store_texts else None,
+        rollups=roll_up(features, splits, admission.records[-1].written_ms),
+        deadletters=letters,
+        packets=pack_signals(source, features, splits, config.signals_partitions),
+    )
+
+
+def _request_rows(admission: Admission, features: Features, user_key: bytes | None) -> Columns:
+    events = [r.event for r in admission.received]
+    source, n = admission.source, len(events)
+    return {
+        "event_time": features.time_ms,
+        "event_id": [e.event_id for e in events],
+        **{d.value: features.dimensions[d] for d in DIMENSIONS},
+        "operation": [e.operation or "" for e in events],
+        "response_id": [e.response_id or "" for e in events],
+        "finish_reasons": [e.finish_reasons or [] for e in events],
+        "stream": [e.stream for e in events],
+        "temperature": [e.temperature for e in events],
+        "max_tokens": [e.max_tokens for e in events],
+        "error_type": features.error_types,
+        "refused": features.refusals,
+        "partly_refused": features.partial_refusals,
+        "refusal_source": features.refusal_sources,
+        "truncated": features.truncations,
+        "cache": [e.cache or "" for e in events],
+        "fallback_from": [e.fallback_from or "" for e in events],
+        "attempts": [e.attempts for e in events],
+        "guardrail": [e.guardrail or "" for e in events],
+        **{t: np.ma.masked_equal(features.tokens[t], ABSENT) for t in TOKEN_FIELDS},
+        "cost_usd": MoneyColumn(features.costs.picodollars, features.costs.priced),
+        "duration_s": np.ma.masked_invalid(features.duration_s),
+        "time_to_first_chunk_s": [e.time_to_first_chunk_s for e in events],
+        "time_per_token_s": np.ma.masked_invalid(features.token_s),
+        "user_hash": hash_users([e.user for e in events], user_key),
+        "attributes": [r.attributes for r in admission.received],
+        "record_time": [r.written_ms for r in admission.records],
+        "topic": [source.topic] * n,
+        "epoch": [source.epoch] * n,
+        "partition": np.full(n, source.partition, np.uint32),
+        "offset": [r.offset for r in admission.records],
+    }
+
+
+def _text_rows(admission: Admission) -> Columns | None:
+    kept = [
+        (record, r)
+        for record, r in zip(admission.records, admission.received, strict=True)
+        if r.event.prompt_text is not None or r.event.response_text is not None
+    ]
+    if not kept:
+        return None
+    return {
+        "event_time": [r.time_ms for _, r in kept],
+        "event_id": [r.event.event_id for _, r in kept],
+        "prompt_text": [r.event.prompt_text or "" for _, r in kept],
+        "response_text": [r.event.response_text or "" for _, r in kept],
+        "record_time": [record.written_ms for record, _ in kept],
+    }

@@ -1,0 +1,204 @@
+"""Bytes in, `Received` or `Rejected` out: the one door through which events come.
+
+Decoding is strict (RFC 8259 JSON, RFC 3339 times, no coercion) and total: any
+bytes give one of the two, and nothing is raised.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from schemas.event import Event, Received
+from schemas.rejection import Reason, Rejected
+
+#: Nested deeper than this, an unknown key's value is not worth keeping.
+MAX_DEPTH = 32
+MAX_DETAIL = 300
+
+_FIELDS: tuple[msgspec.structs.FieldInfo, ...] = msgspec.structs.fields(Event)
+_KNOWN_KEYS = frozenset(f.encode_name for f in _FIELDS)
+_LABEL_ATTRIBUTES = tuple(
+    f.name for f in _FIELDS if f.name not in {"prompt_embedding", "response_embedding"}
+)
+_decode_event = msgspec.json.Decoder(Event).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_MISSING = re.compile(r"missing required field")
+_UNKNOWN = "unknown field"
+_NOT_OBJECT = re.compile(r"^Expected `object`, got")
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]"
+)
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MILLISECOND = dt.timedelta(milliseconds=1)
+
+
+class CodecLimits(Struct, frozen=True):
+    """What the codec accepts beyond the schema itself."""
+
+    event_bytes: int = 1_000_000
+    attributes: int = 64
+    attribute_bytes: int = 16_384
+    #: Bounds of the event's time against the time its record was written, in milliseconds.
+    age_ms: int = 1_826 * 86_400_000
+    ahead_ms: int = 86_400_000
+
+
+DEFAULT_LIMITS = CodecLimits()
+
+
+def decode_event(
+    raw: bytes | None, written_ms: int, limits: CodecLimits = DEFAULT_LIMITS
+) -> Received | Rejected:
+    """Decode one record.
+
+    `written_ms` is when the record was written (the Kafka timestamp): bounds on
+    the event's time are taken against it and not against a clock, so that a
+    replay years later decides the same way.
+    """
+    if raw is None:
+        return Rejected(Reason.TOMBSTONE, "the record has no value", b"")
+    if len(raw) > limits.event_bytes:
+        detail = f"{len(raw)} bytes are over the limit of {limits.event_bytes}"
+        return Rejected(Reason.TOO_LARGE, detail, raw)
+    try:
+        return _accept(_decode_event(raw), {}, raw, written_ms, limits)
+    except UnicodeDecodeError as error:
+        return Rejected(Reason.INVALID_UTF8, _clip(f"{error.reason} at {error.start}"), raw)
+    except msgspec.ValidationError as error:
+        if _UNKNOWN in str(error):
+            return _decode_with_attributes(raw, written_ms, limits)
+        return _explain(error, raw)
+    except msgspec.DecodeError as error:
+        return _explain_malformed(error, raw)
+    except RecursionError:
+        return Rejected(Reason.TOO_DEEP, "nested too deeply", raw)
+
+
+def _decode_with_attributes(
+    raw: bytes, written_ms: int, limits: CodecLimits
+) -> Received | Rejected:
+    """The slower way, taken only by events that have keys outside the contract."""
+    try:
+        known: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        for key, value in _decode_object(raw).items():
+            (known if key in _KNOWN_KEYS else extra)[key] = value
+        if (problem := _check_extra(extra, raw, limits)) is not None:
+            return problem
+        attributes = {key: _as_text(value) for key, value in extra.items()}
+        if sum(len(k) + len(v) for k, v in attributes.items()) > limits.attribute_bytes:
+            detail = f"unknown keys hold more than {limits.attribute_bytes} characters"
+            return Rejected(Reason.TOO_MANY_ATTRIBUTES, detail, raw)
+        # Encoded again rather than converted: the JSON rules (strict numbers,
+        # RFC 3339 strings) must be the ones of the fast way.
+        event = _decode_event(msgspec.json.encode(known))
+        return _accept(event, attributes, raw, written_ms, limits)
+    except msgspec.ValidationError as error:
+        return _explain(error, raw)
+    except msgspec.DecodeError as error:
+        return _explain_malformed(error, raw)
+    except UnicodeDecodeError as error:
+        return Rejected(Reason.INVALID_UTF8, _clip(f"{error.reason} at {error.start}"), raw)
+    except RecursionError:
+        return Rejected(Reason.TOO_DEEP, "nested too deeply", raw)
+
+
+def _check_extra(extra: dict[str, Any], raw: bytes, limits: CodecLimits) -> Rejected | None:
+    if len(extra) > limits.attributes:
+        detail = f"{len(extra)} unknown keys are over the limit of {limits.attributes}"
+        return Rejected(Reason.TOO_MANY_ATTRIBUTES, detail, raw)
+    if any(_depth_exceeds(value, MAX_DEPTH) for value in extra.values()):
+        return Rejected(Reason.TOO_DEEP, f"nested deeper than {MAX_DEPTH}", raw)
+    return None
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _accept(
+    event: Event,
+    attributes: dict[str, str],
+    raw: bytes,
+    written_ms: int,
+    limits: CodecLimits,
+) -> Received | Rejected:
+    """The rules that a schema cannot say."""
+    time_ms = _to_ms(event.event_time)
+    if time_ms is None:
+        detail = "event.time has no time zone, or is not a time"
+        return Rejected(Reason.INVALID_FIELD, detail, raw)
+    if not written_ms - limits.age_ms <= time_ms <= written_ms + limits.ahead_ms:
+        days = (time_ms - written_ms) / 86_400_000
+        detail = f"event.time is {days:+.1f} days from the time of writing"
+        return Rejected(Reason.TIME_OUT_OF_RANGE, detail, raw)
+    # A raw NUL is not JSON; it can only come in as an escape, which is rare
+    # enough that the search for the six bytes pays for the exact check.
+    if b"\\u0000" in raw and (name := _find_nul(event, attributes)) is not None:
+        return Rejected(Reason.CONTROL_CHARACTER, f"NUL in {name}", raw)
+    return Received(event, time_ms, attributes)
+
+
+def _to_ms(time: dt.datetime | float) -> int | None:
+    """Milliseconds since the epoch, rounded down; None for what is not a point in time."""
+    if isinstance(time, dt.datetime):
+        return None if time.tzinfo is None else (time - _EPOCH) // _MILLISECOND
+    if not math.isfinite(time) or abs(time) > 1e12:
+        return None
+    return math.floor(time * 1000)
+
+
+def _find_nul(event: Event, attributes: dict[str, str]) -> str | None:
+    for name in _LABEL_ATTRIBUTES:
+        value = getattr(event, name)
+        texts = value if isinstance(value, list) else (value,)
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            return name
+    if any("\0" in key or "\0" in value for key, value in attributes.items()):
+        return "an unknown key"
+    return None
+
+
+def _explain(error: msgspec.ValidationError, raw: bytes) -> Rejected:
+    message = _clip(str(error))
+    if _MISSING.search(message):
+        return Rejected(Reason.MISSING_FIELD, message, raw)
+    if _NOT_OBJECT.search(message) and "`$" not in message:
+        return Rejected(Reason.NOT_AN_OBJECT, message, raw)
+    return Rejected(Reason.INVALID_FIELD, message, raw)
+
+
+def _explain_malformed(error: msgspec.DecodeError, raw: bytes) -> Rejected:
+    # msgspec calls a lone surrogate truncated or malformed JSON, and truncated
+    # UTF-8 in a record that was cut off too. Say which it really is.
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        return Rejected(Reason.INVALID_UTF8, _clip(f"{bad.reason} at {bad.start}"), raw)
+    if _LONE_SURROGATE.search(raw):
+        return Rejected(Reason.LONE_SURROGATE, "half of a UTF-16 surrogate pair", raw)
+    return Rejected(Reason.INVALID_JSON, _clip(str(error)), raw)
+
+
+def _clip(message: str) -> str:
+    return message[:MAX_DETAIL]
