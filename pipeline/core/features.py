@@ -94,7 +94,7 @@ def extract_features(received: Sequence[Received], pricer: Pricer) -> Features:
         duration_s=duration,
         first_chunk_s=np.where(measured, first_chunk, np.nan),
         token_s=_time_per_token(duration, first_chunk, tokens["output_tokens"], measured),
-        costs=pricer.price(_usage_columns(events, time_ms, tokens, cache_hits, errors)),
+        costs=pricer.price_chunk(_usage_columns(events, time_ms, tokens, cache_hits, errors)),
     )
 
 

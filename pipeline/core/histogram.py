@@ -22,7 +22,8 @@ def find_buckets(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Return the bucket index of each value (shape (n,), finite and not negative)."""
     with np.errstate(divide="ignore"):
         index = np.ceil(np.log2(values) * SCALE) - 1
-    return np.clip(index, MIN_BUCKET, MAX_BUCKET).astype(np.int64)
+    buckets: npt.NDArray[np.int64] = np.clip(index, MIN_BUCKET, MAX_BUCKET).astype(np.int64)
+    return buckets
 
 
 def upper_edge(bucket: int) -> float:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from pipeline.core.features import Features
 from pipeline.core.histogram import find_buckets
@@ -17,6 +18,7 @@ from schemas.monitor import Monitor, grouping_name
 from schemas.signal import Buckets, MonitorCounts, SignalPacket, Source
 
 Ints = npt.NDArray[np.int64]
+Packets = dict[int, tuple[SignalPacket, ...]]
 #: Keeps a packet well under Kafka's message limit.
 MAX_MONITORS_PER_PACKET = 2_000
 
@@ -28,57 +30,112 @@ def assign_partition(monitor: Monitor, partitions: int) -> int:
 
 def pack_signals(
     source: Source, features: Features, splits: Sequence[Split], partitions: int
-) -> dict[int, tuple[SignalPacket, ...]]:
+) -> Packets:
     """Return the packets of each signals partition, parts in order."""
+    counter = _Counter(features)
+    return _pack(source, counter, splits, partitions, slice(0, len(features)))
+
+
+def pack_signals_in_steps(
+    source: Source,
+    offsets: Sequence[int],
+    features: Features,
+    splits: Sequence[Split],
+    step: int,
+) -> tuple[SignalPacket, ...]:
+    """Return a packet for every `step` events, for a single partition.
+
+    Without a broker between them the detectors can afford to look more often.
+    `offsets` are those of the n events.
+    """
+    counter = _Counter(features)
+    packets: list[SignalPacket] = []
+    for start in range(0, len(features), step):
+        part = slice(start, min(start + step, len(features)))
+        here = structs.replace(
+            source, first_offset=offsets[part.start], last_offset=offsets[part.stop - 1]
+        )
+        packets += _pack(here, counter, splits, 1, part).get(0, ())
+    return tuple(packets)
+
+
+def _pack(
+    source: Source, counter: _Counter, splits: Sequence[Split], partitions: int, part: slice
+) -> Packets:
     groupings = tuple(grouping_name(s.grouping) for s in splits)
-    by_partition: dict[int, list[MonitorCounts]] = {}
+    owned: dict[int, list[MonitorCounts]] = {}
     for index, split in enumerate(splits):
-        for monitor, counts in zip(split.monitors, _count(index, features, split), strict=True):
-            partition = assign_partition(monitor, partitions)
-            by_partition.setdefault(partition, []).append(counts)
+        for monitor, counts in counter.count(index, split, part):
+            owned.setdefault(assign_partition(monitor, partitions), []).append(counts)
     return {
         partition: tuple(
-            SignalPacket(source, part, groupings, tuple(counts[i : i + MAX_MONITORS_PER_PACKET]))
-            for part, i in enumerate(range(0, len(counts), MAX_MONITORS_PER_PACKET))
+            SignalPacket(source, number, groupings, tuple(counts[i : i + MAX_MONITORS_PER_PACKET]))
+            for number, i in enumerate(range(0, len(counts), MAX_MONITORS_PER_PACKET))
         )
-        for partition, counts in sorted(by_partition.items())
+        for partition, counts in sorted(owned.items())
     }
 
 
-def _count(index: int, features: Features, split: Split) -> list[MonitorCounts]:
-    """One MonitorCounts per monitor of the split, in its order."""
-    inside = split.code >= 0
-    keys = np.arange(len(split.monitors))
-    _, sums = sum_by_key(split.code[inside], _count_matrix(features)[inside])
-    first, last = _time_span(features.time_ms[inside], split.code[inside], len(keys))
-    chunk_ms = _histograms(features.first_chunk_s * 1e3, split.code, keys)
-    token_us = _histograms(features.token_s * 1e6, split.code, keys)
-    return [
-        MonitorCounts(
-            index, monitor.values, *map(int, sums[i]), first[i], last[i], chunk_ms[i], token_us[i]
-        )
-        for i, monitor in enumerate(split.monitors)
-    ]
+class _Counter:
+    """The arrays that are counted, made once for a chunk."""
+
+    def __init__(self, features: Features) -> None:
+        ones = np.ones(len(features), np.int64)
+        columns = (ones, features.errors, ~features.errors, features.refusals, features.truncations)
+        self._counts = np.stack([np.asarray(c, np.int64) for c in columns], axis=1)
+        self._time_ms = features.time_ms
+        self._first_chunk = _buckets(features.first_chunk_s * 1e3)
+        self._token = _buckets(features.token_s * 1e6)
+
+    def count(self, index: int, split: Split, part: slice) -> list[tuple[Monitor, MonitorCounts]]:
+        """Count the events of one part, for each monitor of the split that is in it."""
+        inside = np.flatnonzero(split.code[part] >= 0) + part.start
+        code = split.code[inside]
+        present, sums = sum_by_key(code, self._counts[inside])
+        first, last = _time_span(self._time_ms[inside], code, present)
+        first_chunk = _histograms(self._first_chunk, inside, code, present)
+        token = _histograms(self._token, inside, code, present)
+        return [
+            (
+                monitor := split.monitors[at],
+                MonitorCounts(
+                    index,
+                    monitor.values,
+                    requests=int(sums[i, 0]),
+                    errors=int(sums[i, 1]),
+                    answered=int(sums[i, 2]),
+                    refusals=int(sums[i, 3]),
+                    truncations=int(sums[i, 4]),
+                    first_time_ms=first[i],
+                    last_time_ms=last[i],
+                    first_chunk_ms=first_chunk[i],
+                    output_token_us=token[i],
+                ),
+            )
+            for i, at in enumerate(present.tolist())
+        ]
 
 
-def _count_matrix(features: Features) -> Ints:
-    """Shape (n, 5): requests, errors, answered, refusals, truncations."""
-    ones = np.ones(len(features), np.int64)
-    columns = (ones, features.errors, ~features.errors, features.refusals, features.truncations)
-    return np.stack([np.asarray(c, np.int64) for c in columns], axis=1)
+def _buckets(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], Ints]:
+    measured = np.isfinite(values)
+    return measured, find_buckets(np.where(measured, values, 0.0))
 
 
-def _time_span(time_ms: Ints, code: Ints, size: int) -> tuple[list[int], list[int]]:
-    first = np.full(size, np.iinfo(np.int64).max)
-    last = np.full(size, np.iinfo(np.int64).min)
-    np.minimum.at(first, code, time_ms)
-    np.maximum.at(last, code, time_ms)
+def _time_span(time_ms: Ints, code: Ints, present: Ints) -> tuple[list[int], list[int]]:
+    row = np.searchsorted(present, code)
+    first = np.full(len(present), np.iinfo(np.int64).max)
+    last = np.full(len(present), np.iinfo(np.int64).min)
+    np.minimum.at(first, row, time_ms)
+    np.maximum.at(last, row, time_ms)
     return first.tolist(), last.tolist()
 
 
-def _histograms(values: npt.NDArray[np.float64], code: Ints, keys: Ints) -> list[Buckets]:
-    use = np.isfinite(values) & (code >= 0)
-    offsets, items, counts = count_by_key(code[use], find_buckets(values[use]), keys)
+def _histograms(
+    measured_buckets: tuple[npt.NDArray[np.bool_], Ints], inside: Ints, code: Ints, present: Ints
+) -> list[Buckets]:
+    measured, buckets = measured_buckets
+    use = measured[inside]
+    offsets, items, counts = count_by_key(code[use], buckets[inside][use], present)
     return [
         dict(zip(items[a:b].tolist(), counts[a:b].tolist(), strict=True))
         for a, b in pairwise(offsets)

@@ -18,10 +18,10 @@ from pipeline.core.chunk import (
 )
 from pipeline.core.dedup import SeenIds
 from pipeline.core.features import ABSENT, TOKEN_FIELDS, Features, extract_features, hash_users
-from pipeline.core.monitors import MonitorRegistry, split_events
+from pipeline.core.monitors import MonitorRegistry, Split, split_events
 from pipeline.core.pricing import Pricer
 from pipeline.core.rollup import roll_up
-from pipeline.core.signals import pack_signals
+from pipeline.core.signals import Packets, pack_signals, pack_signals_in_steps
 from schemas.codec import CodecLimits, decode_event
 from schemas.event import Received
 from schemas.monitor import DIMENSIONS, Grouping
@@ -35,6 +35,8 @@ class StepConfig(Struct, frozen=True):
     groupings: tuple[Grouping, ...]
     limits: CodecLimits
     signals_partitions: int = 1
+    #: Without a broker: pack signals for every so many events instead of once for a chunk.
+    signals_step: int | None = None
     store_texts: bool = False
     user_key: bytes | None = None
 
@@ -111,8 +113,19 @@ def derive_effects(
         texts=_text_rows(admission) if config.store_texts else None,
         rollups=roll_up(features, splits, admission.records[-1].written_ms),
         deadletters=letters,
-        packets=pack_signals(source, features, splits, config.signals_partitions),
+        packets=_pack(admission, features, splits, config),
     )
+
+
+def _pack(
+    admission: Admission, features: Features, splits: list[Split], config: StepConfig
+) -> Packets:
+    if config.signals_step is None:
+        return pack_signals(admission.source, features, splits, config.signals_partitions)
+    offsets = [r.offset for r in admission.records]
+    return {
+        0: pack_signals_in_steps(admission.source, offsets, features, splits, config.signals_step)
+    }
 
 
 def _request_rows(admission: Admission, features: Features, user_key: bytes | None) -> Columns:

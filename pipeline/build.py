@@ -1,0 +1,64 @@
+"""From the frozen configuration to the mutable state that both shells run on."""
+
+from __future__ import annotations
+
+from detectors.bank import BankConfig, Material
+from detectors.reference import ReferenceConfig
+from pipeline.config import Config
+from pipeline.core.monitors import MonitorRegistry
+from pipeline.core.pricing import Pricer
+from pipeline.core.step import StepConfig
+from pipeline.prices import configured_table
+from pipeline.sinks.requests import RequestStore
+from schemas.codec import CodecLimits
+
+DAY_MS = 86_400_000
+
+
+def build_step_config(config: Config, signals_partitions: int) -> StepConfig:
+    """What the chunk step needs of the configuration."""
+    ingest = config.ingest
+    key = config.privacy.user_key
+    return StepConfig(
+        groupings=ingest.groupings,
+        limits=CodecLimits(
+            event_bytes=ingest.event_bytes,
+            attributes=ingest.attributes,
+            age_ms=round(ingest.event_age_days * DAY_MS),
+            ahead_ms=round(ingest.event_ahead_s * 1000),
+        ),
+        signals_partitions=signals_partitions,
+        store_texts=ingest.store_texts,
+        user_key=key.get_secret_value().encode() if key else None,
+    )
+
+
+def build_bank_config(config: Config, signals_partitions: int) -> BankConfig:
+    """What the detectors of one signals partition need of the configuration."""
+    detection = config.detection
+    return BankConfig(
+        false_alarms_per_week=detection.false_pages_per_week,
+        share=1 / signals_partitions,
+        monitors=max(1, detection.monitors // signals_partitions),
+        reference=ReferenceConfig(
+            learn=detection.learn_events,
+            full=detection.reference_events,
+            miss=detection.reference_miss,
+        ),
+        materiality={
+            family: Material(m.ratio, m.difference) for family, m in detection.materiality.items()
+        },
+        recovery_ratio=detection.recovery_ratio,
+        no_traffic_ms=round(detection.no_traffic_s * 1000),
+    )
+
+
+def build_pricer(config: Config) -> Pricer:
+    """The built-in prices with the user's own laid over them."""
+    return Pricer(configured_table(config.prices.file))
+
+
+def build_registry(config: Config, requests: RequestStore) -> MonitorRegistry:
+    """The monitors that are watched already: those that have been counted."""
+    cap = config.ingest.monitors_per_grouping
+    return MonitorRegistry(cap, requests.read_monitors(config.ingest.groupings, cap))

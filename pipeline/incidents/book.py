@@ -1,0 +1,179 @@
+"""The book of incidents: one cause, one incident, one page. Pure; time is a parameter.
+
+Delivery guarantee: none of its own, and none needed. An alarm that comes again
+changes nothing, and a book restored from the stored incidents goes on where the
+last stored change left it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from msgspec import Struct, structs
+
+from pipeline.incidents.explain import EXPLAINING_SHARE, Investigation
+from pipeline.incidents.wording import rate_severity, suggest, summarise, summarise_mix_shift
+from schemas.alarm import Alarm, Transition
+from schemas.incident import Action, Cause, Incident, Severity, Status
+
+#: Looks an alarm up in what is stored, as of a time in milliseconds.
+Investigate = Callable[[Alarm, int], Investigation]
+#: Finds a few ids of events that an alarm counted, inside a cause.
+FindExamples = Callable[[Alarm, Cause], tuple[str, ...]]
+
+_RANK = (Severity.INFO, Severity.WARNING, Severity.ERROR, Severity.CRITICAL)
+#: An open incident explains an alarm when it carries at least half of its excess.
+MERGING_SHARE = 0.5
+
+
+class BookConfig(Struct, frozen=True):
+    #: Change points this far apart may still be one change.
+    overlap_ms: int = 900_000
+    #: An incident is resolved when all its alarms have been clear for this long.
+    hold_ms: int = 120_000
+    #: Resolved incidents are remembered, so that an alarm that comes again is recognised.
+    remembered: int = 1_000
+    #: At most this many alarms are kept in one incident.
+    alarms: int = 200
+
+
+class Entry(NamedTuple):
+    """A change of an incident, and what the destinations should hear of it."""
+
+    incident: Incident
+    action: Action
+
+
+class IncidentBook:
+    """All open incidents, and the last few resolved ones."""
+
+    def __init__(self, config: BookConfig, incidents: Iterable[Incident] = ()) -> None:
+        self._config = config
+        self._incidents: dict[str, Incident] = {}
+        for incident in sorted(incidents, key=lambda i: (i.opened_ms, i.incident_id)):
+            self._incidents[incident.incident_id] = incident
+
+    @property
+    def open(self) -> list[Incident]:
+        return [i for i in self._incidents.values() if i.status is Status.OPEN]
+
+    def handle(
+        self, alarm: Alarm, investigate: Investigate, find_examples: FindExamples
+    ) -> list[Entry]:
+        """Take in an alarm: open an incident, add to one, or note that an alarm has cleared."""
+        if alarm.transition is Transition.CLEARED:
+            return self._note_clear(alarm)
+        if any(alarm.alarm_id == a.alarm_id for i in self._incidents.values() for a in i.alarms):
+            return []
+        found = investigate(alarm, alarm.time_ms)
+        cause = found.find_cause(alarm.monitor)
+        for incident in self._overlapping(alarm):
+            revised = self._shared_cause(incident, alarm, cause, found, investigate)
+            if revised is not None:
+                return [self._merge(incident, alarm, revised)]
+        return [self._open(alarm, cause, found, find_examples)]
+
+    def tick(self, now_ms: int) -> list[Entry]:
+        """Resolve the incidents whose alarms have all been clear for long enough."""
+        due = [
+            i
+            for i in self.open
+            if len(i.cleared) == len(i.alarms) and now_ms - i.updated_ms >= self._config.hold_ms
+        ]
+        return [
+            self._keep(
+                structs.replace(i, status=Status.RESOLVED, resolved_ms=i.updated_ms),
+                Action.RESOLVE,
+                i.updated_ms,
+            )
+            for i in due
+        ]
+
+    def _overlapping(self, alarm: Alarm) -> list[Incident]:
+        reach = self._config.overlap_ms
+        return [
+            i
+            for i in self.open
+            if i.change_time_ms - reach <= alarm.change_time_ms <= i.updated_ms + reach
+        ]
+
+    def _shared_cause(
+        self,
+        incident: Incident,
+        alarm: Alarm,
+        cause: Cause,
+        found: Investigation,
+        investigate: Investigate,
+    ) -> Cause | None:
+        """Return the cause that the incident and the alarm have in common, if they have one."""
+        mine = tuple(incident.cause.labels.items())
+        theirs = tuple(cause.labels.items())
+        if mine == theirs:
+            return cause if alarm.family is incident.family else incident.cause
+        if found.share_inside(mine) >= MERGING_SHARE or found.is_mix_shift():
+            return incident.cause
+        # The first alarm spoke when little was known. With what is known now,
+        # the new cause may explain it as well.
+        again = investigate(incident.alarms[0], alarm.time_ms)
+        if again.share_inside(theirs) >= EXPLAINING_SHARE:
+            return again.find_cause(incident.alarms[0].monitor)
+        return None
+
+    def _open(
+        self, alarm: Alarm, cause: Cause, found: Investigation, find_examples: FindExamples
+    ) -> Entry:
+        mixed = found.is_mix_shift()
+        incident = Incident(
+            incident_id=f"inc-{alarm.alarm_id}",
+            version=0,
+            status=Status.OPEN,
+            severity=Severity.INFO if mixed else rate_severity(alarm, cause),
+            family=alarm.family,
+            opened_ms=alarm.time_ms,
+            updated_ms=alarm.time_ms,
+            change_time_ms=alarm.change_time_ms,
+            summary=summarise_mix_shift(alarm) if mixed else summarise(alarm, cause),
+            suggestion="" if mixed else suggest(alarm, cause),
+            cause=cause,
+            alarms=(alarm,),
+            example_event_ids=find_examples(alarm, cause),
+        )
+        return self._keep(incident, Action.TRIGGER, alarm.time_ms)
+
+    def _merge(self, incident: Incident, alarm: Alarm, cause: Cause) -> Entry:
+        first = incident.alarms[0]
+        severity = max(incident.severity, rate_severity(alarm, cause), key=_RANK.index)
+        merged = structs.replace(
+            incident,
+            severity=severity,
+            change_time_ms=min(incident.change_time_ms, alarm.change_time_ms),
+            cause=cause,
+            summary=summarise(first, cause),
+            suggestion=suggest(first, cause),
+            alarms=(*incident.alarms, alarm)[: self._config.alarms],
+        )
+        return self._keep(merged, Action.UPDATE, alarm.time_ms)
+
+    def _note_clear(self, alarm: Alarm) -> list[Entry]:
+        for incident in self.open:
+            known = {a.alarm_id for a in incident.alarms}
+            if alarm.alarm_id in known and alarm.alarm_id not in incident.cleared:
+                cleared = structs.replace(incident, cleared=(*incident.cleared, alarm.alarm_id))
+                return [self._keep(cleared, Action.UPDATE, alarm.time_ms)]
+        return []
+
+    def _keep(self, incident: Incident, action: Action, now_ms: int) -> Entry:
+        kept = structs.replace(
+            incident,
+            version=incident.version + 1,
+            updated_ms=max(now_ms, incident.updated_ms),
+        )
+        self._incidents[kept.incident_id] = kept
+        self._forget()
+        return Entry(kept, action)
+
+    def _forget(self) -> None:
+        resolved = [i for i in self._incidents.values() if i.status is Status.RESOLVED]
+        for incident in resolved[: max(0, len(resolved) - self._config.remembered)]:
+            del self._incidents[incident.incident_id]

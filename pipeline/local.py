@@ -1,0 +1,136 @@
+"""The same steps without a broker: for the demo, for replays, for tests.
+
+Delivery guarantee: everything handed to `feed` is stored, dead-lettered or
+counted as a repeat before it returns. There is no position to come back to: a
+process that dies starts its input again, under a new epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec import structs
+
+from detectors.bank import Bank
+from pipeline.build import build_bank_config, build_pricer, build_registry, build_step_config
+from pipeline.config import Config
+from pipeline.core.chunk import Chunk, ChunkCounts, ChunkEffects, Record
+from pipeline.core.dedup import SeenIds
+from pipeline.core.step import admit, derive_effects
+from pipeline.incidents.book import BookConfig, Entry, IncidentBook
+from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.detections import DetectionStore
+from pipeline.sinks.incidents import IncidentStore
+from pipeline.sinks.requests import RequestStore
+from schemas.alarm import Alarm
+from schemas.incident import Incident
+from schemas.signal import Source
+
+#: The detectors look again after so many events.
+SIGNALS_STEP = 64
+#: A replay cannot wait for its last alarms to stay clear: it asks a day later.
+END_MS = 86_400_000
+
+
+class Counts(NamedTuple):
+    """The books so far: ``events == stored + deadlettered + duplicates``."""
+
+    events: int
+    stored: int
+    deadlettered: int
+    duplicates: int
+
+
+class LocalPipeline:
+    """Ingest, detect and respond in one process, one after the other.
+
+    `store` must have been migrated. `epoch` names this run: two runs over the
+    same input are two sets of rows.
+    """
+
+    def __init__(self, config: Config, store: Store, epoch: str, topic: str = "local") -> None:
+        self._config = config
+        self._store = store
+        self._requests = RequestStore(store)
+        self._detections = DetectionStore(store)
+        self._incidents = IncidentStore(store)
+        self._step = structs.replace(
+            build_step_config(config, signals_partitions=1), signals_step=SIGNALS_STEP
+        )
+        self._pricer = build_pricer(config)
+        self._registry = build_registry(config, self._requests)
+        self._seen = SeenIds(config.ingest.dedup_window)
+        self._bank = Bank(build_bank_config(config, signals_partitions=1))
+        self._book = IncidentBook(BookConfig())
+        self._source = Source(topic, epoch, 0, 0, -1)
+        self._counts = ChunkCounts()
+        self._watermark_ms = 0
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(*self._counts)
+
+    def feed(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
+        """Take in records, written at `now_ms`; returns alarms and changed incidents in order."""
+        news: list[Alarm | Incident] = []
+        size = self._config.ingest.chunk_events
+        for start in range(0, len(records), size):
+            news += self._feed_chunk(records[start : start + size], now_ms)
+        return news
+
+    def finish(self, now_ms: int) -> list[Alarm | Incident]:
+        """Resolve what has been clear; call it once, at the end of the input."""
+        return [e.incident for e in self._note(self._book.tick(self._watermark_ms + END_MS))]
+
+    def query(self, sql: str) -> list[dict[str, object]]:
+        """Run a query over what has been stored so far."""
+        names, rows = self._store.query(sql)
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def _feed_chunk(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
+        first = self._source.last_offset + 1
+        self._source = structs.replace(
+            self._source, first_offset=first, last_offset=first + len(records) - 1
+        )
+        chunk = Chunk(
+            self._source, [Record(first + i, now_ms, value) for i, value in enumerate(records)]
+        )
+        effects = self._store_chunk(chunk)
+        self._counts = self._counts.plus(effects.counts)
+        return self._detect(effects)
+
+    def _store_chunk(self, chunk: Chunk) -> ChunkEffects:
+        admission = admit(chunk, self._step.limits, self._seen)
+        effects = derive_effects(admission, self._step, self._pricer, self._registry)
+        if refused := self._requests.find_unstorable(effects):
+            admission = admission.without(refused)
+            effects = derive_effects(admission, self._step, self._pricer, self._registry)
+        self._requests.store_rest(effects)
+        return effects
+
+    def _detect(self, effects: ChunkEffects) -> list[Alarm | Incident]:
+        news: list[Alarm | Incident] = []
+        verdicts = []
+        for packet in effects.packets.get(0, ()):
+            findings = self._bank.update(packet)
+            verdicts += findings.verdicts
+            self._detections.store_alarms(findings.alarms)
+            for alarm in findings.alarms:
+                news.append(alarm)
+                news += self._respond(alarm)
+            self._watermark_ms = max(self._watermark_ms, max(c.last_time_ms for c in packet.counts))
+            news += [e.incident for e in self._note(self._book.tick(self._watermark_ms))]
+        self._detections.store_verdicts(verdicts)
+        return news
+
+    def _respond(self, alarm: Alarm) -> list[Incident]:
+        entries = self._book.handle(
+            alarm, self._incidents.investigate, self._incidents.find_examples
+        )
+        return [entry.incident for entry in self._note(entries)]
+
+    def _note(self, entries: list[Entry]) -> list[Entry]:
+        for entry in entries:
+            self._incidents.save(entry.incident)
+        return entries

@@ -1,0 +1,152 @@
+"""Where the effects of a chunk are stored, and read back after a crash.
+
+Delivery guarantee: exactly once per chunk. Every table gets the chunk's own
+token, so a chunk that is stored again, by this worker or by its successor, adds
+nothing; a crash between two tables is mended by storing the chunk again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.core.chunk import ChunkEffects, Columns, DeadLetter, MapColumn, MoneyColumn
+from pipeline.errors import RowsRefused
+from pipeline.sinks.clickhouse import Store
+from schemas.monitor import Grouping, Monitor, grouping_name
+from schemas.signal import Source
+
+
+class RequestStore:
+    """Requests, texts, rollups and dead letters. Calls block: the shell runs them in a thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def find_unstorable(self, effects: ChunkEffects) -> dict[int, str]:
+        """Store the requests; returns row index → why for those that ClickHouse refuses.
+
+        The usual answer is an empty dict after one insert. When the block is
+        refused it is halved down to the offending rows, and the rest is stored.
+        """
+        if not effects.requests:
+            return {}
+        return self._store_requests(effects.requests, token_of(effects.source), 0)
+
+    def _store_requests(self, rows: Columns, token: str, first: int) -> dict[int, str]:
+        size = _length(rows)
+        try:
+            self._store.insert("requests", rows, token)
+        except RowsRefused as refused:
+            if size == 1:
+                return {first: str(refused)[:200]}
+            # The halves are the same on every replay, and so are their tokens.
+            middle = size // 2
+            left = self._store_requests(take(rows, 0, middle), f"{token}/{middle}-", first)
+            right = self._store_requests(
+                take(rows, middle, size), f"{token}/-{middle}", first + middle
+            )
+            return left | right
+        return {}
+
+    def store_rest(self, effects: ChunkEffects) -> None:
+        """Store everything but the requests: texts, rollups, and the dead letters' metadata."""
+        token = token_of(effects.source)
+        if effects.texts:
+            self._store.insert("request_texts", effects.texts, token)
+        if effects.rollups:
+            self._store.insert("rollup_1m", effects.rollups, token)
+        if effects.deadletters:
+            letters = _deadletter_rows(effects.source, effects.deadletters)
+            self._store.insert("deadletters", letters, token)
+
+    def read_recent_ids(self, source: Source, limit: int) -> list[str]:
+        """Return the ids of the last `limit` events stored below the range, oldest first."""
+        if not limit:
+            return []
+        rows = self._store.rows(
+            "SELECT event_id FROM requests"
+            " WHERE topic = {topic:String} AND epoch = {epoch:String}"
+            " AND partition = {partition:UInt32} AND offset < {first:Int64}"
+            " ORDER BY offset DESC LIMIT {limit:UInt64}",
+            {
+                "topic": source.topic,
+                "epoch": source.epoch,
+                "partition": source.partition,
+                "first": source.first_offset,
+                "limit": limit,
+            },
+        )
+        return [row[0] for row in reversed(rows)]
+
+    def read_monitors(self, groupings: Sequence[Grouping], limit: int) -> list[Monitor]:
+        """Return the monitors that have been counted, at most `limit` for each grouping."""
+        return [m for grouping in groupings for m in self._read_monitors_of(grouping, limit)]
+
+    def _read_monitors_of(self, grouping: Grouping, limit: int) -> list[Monitor]:
+        columns = ", ".join(grouping)
+        rows = self._store.rows(
+            f"SELECT {columns} FROM rollup_1m WHERE grouping = {{name:String}}"  # noqa: S608
+            f" GROUP BY {columns} ORDER BY min(minute), {columns} LIMIT {{limit:UInt64}}",
+            {"name": grouping_name(grouping), "limit": limit},
+        )
+        return [Monitor(grouping, tuple(map(str, row))) for row in rows]
+
+
+def token_of(source: Source) -> str:
+    """Return the name of a chunk's effects: the full range and the epoch, so never reused."""
+    return (
+        f"{source.topic}:{source.epoch}:{source.partition}"
+        f":{source.first_offset}-{source.last_offset}"
+    )
+
+
+def take(columns: Columns, start: int, stop: int) -> Columns:
+    """Return the rows ``start:stop`` of every column."""
+    return {name: _take(column, start, stop) for name, column in columns.items()}
+
+
+def concatenate(parts: Sequence[Columns]) -> Columns:
+    """Join the rows of several chunks."""
+    return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _take(column: object, start: int, stop: int) -> object:
+    if isinstance(column, MoneyColumn):
+        return MoneyColumn(column.picodollars[start:stop], column.known[start:stop])
+    if isinstance(column, list | np.ndarray):
+        return column[start:stop]
+    raise TypeError(f"cannot take rows of a {type(column).__name__}")
+
+
+def _concatenate(columns: Sequence[object]) -> object:
+    first = columns[0]
+    if isinstance(first, MoneyColumn):
+        money = [c for c in columns if isinstance(c, MoneyColumn)]
+        return MoneyColumn(*(np.concatenate(part) for part in zip(*money, strict=True)))
+    if isinstance(first, list):
+        return [value for column in columns if isinstance(column, list) for value in column]
+    if isinstance(first, MapColumn):
+        raise TypeError("maps are inserted chunk by chunk")
+    return np.ma.concatenate([np.ma.asarray(c) for c in columns])  # type: ignore[no-untyped-call]
+
+
+def _length(columns: Columns) -> int:
+    return len(next(c for c in columns.values() if isinstance(c, list)))
+
+
+def _deadletter_rows(source: Source, letters: Sequence[DeadLetter]) -> Columns:
+    raw = [letter.rejected.raw for letter in letters]
+    return {
+        "record_time": [letter.record.written_ms for letter in letters],
+        "topic": [source.topic] * len(letters),
+        "epoch": [source.epoch] * len(letters),
+        "partition": [source.partition] * len(letters),
+        "offset": [letter.record.offset for letter in letters],
+        "reason": [letter.rejected.reason.value for letter in letters],
+        "detail": [letter.rejected.detail for letter in letters],
+        "bytes": [len(each) for each in raw],
+        "sha256": [hashlib.sha256(each).digest() for each in raw],
+    }
