@@ -87,11 +87,12 @@ class ClickHouseSettings(Section):
 
 
 class IngestSettings(Section):
-    """The unit of work: a chunk is closed by whichever of its three limits is reached first."""
+    """The unit of work: a chunk is closed by whichever of its limits is reached first."""
 
     chunk_events: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     chunk_bytes: Annotated[int, Field(ge=1_024)] = 8 * 1024 * 1024
     chunk_interval_s: Annotated[float, Field(gt=0, le=60)] = 1.0
+    chunk_span_s: Annotated[float, Field(gt=0)] = 60.0
     #: Bytes of records held in memory before the worker stops reading.
     held_bytes: Annotated[int, Field(ge=1_048_576)] = 64 * 1024 * 1024
     event_bytes: Annotated[int, Field(ge=256)] = 1_000_000
@@ -170,6 +171,8 @@ class WebhookSettings(Section):
     #: Signs the body: HMAC-SHA256 in the header ``X-Kizashi-Signature``.
     secret: SecretStr | None = None
     min_severity: Literal["critical", "error", "warning", "info"] = "info"
+    #: Without this, an address inside this machine or its network is refused, also by name.
+    allow_private: bool = False
 
 
 class NotifySettings(Section):

@@ -4,6 +4,7 @@
 
     KizashiError
     ├── ConfigError         the configuration is wrong; names the key
+    ├── Fenced              the work belongs to someone else now: drop it
     ├── RetryableError      the same call may succeed later: retry with backoff
     │   ├── SinkUnavailable     ClickHouse or a broker does not answer
     │   └── DeliveryDeferred    a destination asks to be called again
@@ -21,6 +22,10 @@ class KizashiError(Exception):
 
 class ConfigError(KizashiError):
     """The configuration cannot be used; the message names the key and what is wrong with it."""
+
+
+class Fenced(KizashiError):
+    """The partition belongs to another generation now: drop what was fetched of it."""
 
 
 class RetryableError(KizashiError):

@@ -77,8 +77,9 @@ class MonitorCounts(Struct, frozen=True, array_like=True):
 class SignalPacket(Struct, frozen=True, array_like=True):
     """The signals of one chunk that belong to one partition of `llm.signals`.
 
-    A chunk with very many monitors is split into parts, sent in order;
-    (last_offset, part) never goes back for one (topic, epoch, partition).
+    A chunk that spans much event time, or has very many monitors, is split into
+    parts, sent in order; (last_offset, part) never goes back for one (topic,
+    epoch, partition).
     """
 
     source: Source

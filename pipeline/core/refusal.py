@@ -58,11 +58,15 @@ class RefusalSource(StrEnum):
     UNKNOWN = "unknown"
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # --- The decision -------------------------------------------------------------------
 
 #: Finish reasons that say the answer was withheld, as letters and digits only. OpenAI and
 #: Azure, Anthropic, Gemini and Vertex, Bedrock, Cohere, in this order.
-_WITHHELD = frozenset(
+_WITHHELD = _words(
     """
     contentfilter refusal
     safety recitation blocklist prohibitedcontent spii modelarmor imagesafety
@@ -70,7 +74,7 @@ _WITHHELD = frozenset(
     guardrailintervened contentfiltered
     errortoxic
     blocked moderation policyviolation filtered
-    """.split()
+    """
 )
 
 
@@ -102,7 +106,7 @@ def decide_refusal(
         return (Refusal.FULL if signal else Refusal.NONE), RefusalSource.PROVIDER
     if finish_reasons and (judged := _judge_finish_reasons(finish_reasons)) is not Refusal.NONE:
         return judged, RefusalSource.FINISH_REASON
-    if text and not text.isspace():
+    if text and not text[:BODY_CHARS].isspace():
         return classify_text(text), RefusalSource.TEXT
     return Refusal.NONE, RefusalSource.UNKNOWN
 
@@ -154,17 +158,23 @@ _REASONING = ("<think>", "</think>")
 def _skip_reasoning(text: str) -> str:
     """Drop a leading reasoning block, in which a model may weigh a refusal and then comply."""
     opens, closes = _REASONING
-    if not text.startswith(opens):
-        return text[:BODY_CHARS]
+    body = text[:BODY_CHARS].lstrip()
+    if not body.startswith(opens):
+        return body
     end = text.find(closes, 0, REASONING_CHARS)
-    start = end + len(closes) if end >= 0 else len(text)
+    if end < 0:
+        return ""
+    start = end + len(closes)
     return text[start : start + BODY_CHARS].lstrip()
 
 
 #: What NFKC leaves alone: apostrophes, quotation marks, and what has no width.
 _TYPOGRAPHY = (
-    *((c, "'") for c in "’‘ʼ´`′"),
+    *((c, "'") for c in "’‘ʼ´`′＇"),
     *((c, '"') for c in "“”„«»"),
+    (" \u0301", "'"),  # what NFKC makes of an acute accent that stands alone
+    ("\u00a0", " "),
+    ("\u202f", " "),
     *((c, "") for c in "\u200b\u200c\u200d\u2060\ufeff\u00ad"),
 )
 
@@ -178,7 +188,7 @@ def _plain(text: str) -> str:
 
 #: Code, block quotes and quotations, the last also when they run past the opening.
 _OTHER_VOICES = re.compile(
-    r"""```.* | ^\s*>.* | \n\s*>.* | "[^"]*(?:"|$) | 「[^」]*(?:」|$) | 『[^』]*(?:』|$)""",
+    r"""```.* | (?:^|\n)[ \t]*>[^\n]* | "[^"]*(?:"|$) | 「[^」]*(?:」|$) | 『[^』]*(?:』|$)""",
     re.DOTALL | re.VERBOSE,
 )
 _QUOTES = ('"', "```", ">", "「", "『")
@@ -195,9 +205,9 @@ _ITEM = re.compile(r"\n[ \t]*(?:\d{1,2}[.)、．]|[-*•・])[ \t\u3000]*\S")
 #: Words that announce help after a decline. Without a list they count in a long answer only:
 #: "but I can summarise it, if you like" is an offer.
 _ANNOUNCED = (
-    "however, i can ", "but i can ", "instead, i can ", "however, here", "but here", "instead, here",
-    "that said, ", "that being said", "i can still ", "i can certainly ", "i can tell you ",
-    "i can give you ", "i can, however",
+    "however, i can ", "but i can ", "instead, i can ", "however, here", "but here",
+    "instead, here", "that said, ", "that being said", "i can still ", "i can certainly ",
+    "i can tell you ", "i can give you ", "i can, however",
 )  # fmt: skip
 _ANNOUNCED_IN_JAPANESE = re.compile(
     "(?:ただし|しかし|代わりに|一般的|そのうえで).{0,60}(?:でき|可能|以下|説明|紹介|お伝え)"
@@ -211,7 +221,9 @@ def _helps(body: str) -> bool:
         return True
     # A Japanese character says about as much as two or three English ones.
     if "。" in body:
-        return len(body) > _LONG_CHARS // 2 and _ANNOUNCED_IN_JAPANESE.search(body) is not None
+        return len(body) > _LONG_CHARS // 2 and bool(
+            _ANNOUNCED_IN_JAPANESE.search(body[:_ANNOUNCED_CHARS])
+        )
     start = body[:_ANNOUNCED_CHARS].lower().replace("’", "'")
     return len(body) > _LONG_CHARS and any(phrase in start for phrase in _ANNOUNCED)
 
@@ -221,7 +233,8 @@ def _helps(body: str) -> bool:
 #: No decline is worded without one of these.
 _ENGLISH_GATES = (
     "not ", "n't ", "n't.", "unable", "declin", "refus", "refrain", "against", "violat",
-    "prohibit", "unethical", "inappropriate", "scope", "i can only",
+    "prohibit", "prevent", "programmed", "unethical", "inappropriate", "irresponsible",
+    "outside", "beyond", "only",
 )  # fmt: skip
 
 #: The answer presents someone else's words, or a letter: who declines in it is not the model.
@@ -229,33 +242,41 @@ _PRESENTS = re.compile(
     r" (?:dear |subject:"
     r"|(?:sure|certainly|of course|absolutely|okay|ok)\b[^.!?:]{0,20}[.!,:]? ?"
     r"(?:here|below|the translation)[^.!?]{0,120}:"
+    r"|you (?:can|could|might) (?:say|write|reply|respond|answer)[^.!?]{0,60}:"
     r"|here(?:'s| is| are) [^.!?]{0,120}:"
     r"|(?:[a-z]+ ){0,3}(?:translation|translated)[^.!?]{0,40}:)"
 )
 
+#: What may stand between the negation and its verb. Not every word in -ly is an adverb.
 _MANNER = (
-    r"(?: (?:[a-z]+ly|be able to|even|also|just|ever|in good conscience|you with|to assist in))*"
+    r"(?: (?:(?!(?:comp|rep|supp|app)ly\b)[a-z]+ly|be able to|be|even|also|just|ever"
+    r"|in good conscience|you with|to assist in))*"
 )
 _NEGATED = re.compile(
     r" (?:(?P<able>can't|cannot|can not|unable to|not able to"
     r"|not (?:capable of|equipped to|designed to|in a position to|programmed to)"
     r"|(?:do not|don't) have the (?:ability|capability|capacity) to)"
-    r"|(?P<willing>won't|will not|shouldn't|should not|unwilling to|refrain from|can only"
+    r"|(?P<willing>won't|will not|shouldn't|should not|unwilling to|refrain from"
+    r"|(?P<only>can only|only able to)"
     r"|not (?:going to|allowed to|permitted to|authori[sz]ed to|willing to|prepared to|here to"
-    r"|comfortable(?: with)?)|(?:do not|don't|wouldn't|would not) feel comfortable(?: with)?"
+    r"|comfortable(?: with)?)"
+    r"|(?:do not|don't|wouldn't|would not) feel (?:comfortable|right)(?: with)?"
+    r"|(?:do not|don't) think i should|(?:instructed|told|trained) not to"
     r"|(?:prohibited|restricted|forbidden|prevented) from|forbidden to"
-    r"|(?:rather|prefer) not(?: to)?|(?:decline|refuse)(?: to)?)"
+    r"|(?:rather|prefer) not(?: to)?|prefer to not|(?:decline|refuse)(?: to)?)"
     r"|(?P<habit>don't|do not|never))" + _MANNER + r"(?: (?P<verb>[a-z-]+)|[.,!;])"
 )
 #: Who may stand before the negation: the speaker …
-_SPEAKER = frozenset("i i'm i'll i'd i've am i'm, i,".split())
+_SPEAKER = _words("i i'm i'll i'd i've am i'm, i,")
 #: … or a word that carries the speaker on from before.
-_CARRIERS = frozenset(
-    "be will would must have to and but or so therefore thus hence also that no myself".split()
+_CARRIERS = _words(
+    "be will would must have to and but or so therefore thus hence also that no been myself"
 )
 _CLAUSE_ENDS = (".", "!", "?", ":", ";", ",", "—", "–", "-", "ly")
-_SELF = frozenset("ai assistant model bot chatbot".split())
+_SELF = _words("ai assistant model bot chatbot")
 _OWN = (" i ", " i'", " i,", " me ", " my ", "sorry", " ai ", "apolog")
+#: What a company's "we" refuses; a textbook's "we" gives no exact figure.
+_SERVING = _words("assist help comply fulfill fulfil process discuss answer accommodate")
 #: How far back the speaker may have been named.
 _REACH_CHARS = 90
 #: Where "Unable to help." and "We cannot help." need nobody named before.
@@ -296,7 +317,7 @@ _WEIGHTS = (
         stress emphasize emphasise overstate understate overemphasize wait imagine believe thank
         agree deny express hear remember recall think forget afford resist blame complain hide
         stop say go be have want need only just worry hesitate know get mean seem like feel care
-        see understand mind simply use always
+        see understand mind simply use always lie sugarcoat bore repeat spoil mention
         """,
         0.0,
     )
@@ -309,20 +330,23 @@ _HABITS = (
     | _verbs("write share offer condone feel", 1.5)
     | _verbs("support promote", 1.0)
 )
-_IDLE_HELP = ("but ", "feeling ", "wondering ", "noticing ", "thinking ")
-_DONE = ("that", "this", "so", "it", "what")
+#: Idioms, by what follows the verb.
+_IDIOMS = {
+    "help": (" but ", " feeling ", " wondering ", " noticing ", " thinking "),
+    "tell": tuple(f" you how {how} " for how in ("happy", "glad", "much", "sorry", "excited")),
+}
+_DONE = (" that", " this", " so", " it", " what", ".", ",", "!")
 _CONCESSIONS = ("while ", "although ", "though ")
 #: Refusals come first. Further in, a negation is mostly about the subject matter.
 _EARLY_CHARS = 250
 
 
 def _score_english(body: str) -> float:
-    opening = body[:OPENING_CHARS]
-    if not opening.isascii():
-        opening = _plain(opening)
-        if "ｅ" in opening or "ｏ" in opening:  # full-width letters, which are rare
-            opening = unicodedata.normalize("NFKC", opening)
-    lowered = opening.lower()
+    lowered = body[:OPENING_CHARS].lower()
+    if not lowered.isascii():
+        lowered = _plain(lowered)
+        if "ｅ" in lowered or "ｏ" in lowered:  # full-width letters: rare, and dear to undo
+            lowered = unicodedata.normalize("NFKC", lowered)
     if not any(gate in lowered for gate in _ENGLISH_GATES):
         return 0.0
     words = f" {' '.join(_own_words(lowered).split())} "
@@ -344,24 +368,25 @@ def _weigh_negations(words: str) -> float:
 
 def _weigh_negation(words: str, match: re.Match[str]) -> float:
     start = match.start()
-    if not _is_speaker(words, start):
+    if not _is_speaker(words, match):
         return 0.0
     weight = _weigh_verb(match, words)
     conceded = words[max(0, start - 12) : start].lstrip().startswith(_CONCESSIONS)
     return weight / 2 if conceded or start > _EARLY_CHARS else weight
 
 
-def _is_speaker(words: str, start: int) -> bool:
-    """Whether "cannot" at `start` is said by the answer of itself, not of banks or users."""
+def _is_speaker(words: str, match: re.Match[str]) -> bool:
+    """Whether "cannot" is said by the answer of itself, not of banks or users."""
+    start = match.start()
     before = words[words.rfind(" ", 0, start) + 1 : start]
     if before in _SPEAKER or not before:
         return True
     context = words[max(0, start - _REACH_CHARS) : start]
-    named = start < _START_CHARS or any(own in context for own in _OWN)
-    if before in {"we", "are"}:
-        return start < _START_CHARS or "sorry" in context or "unfortunately" in context
+    if before == "we" or words.endswith(" we are", 0, start):
+        return match["verb"] in _SERVING or "sorry" in context or "unfortunately" in context
     if before in _SELF:
-        return named or " as a" in context
+        return " as a" in context or " i" in context or " this " in context
+    named = start < _START_CHARS or any(own in context for own in _OWN)
     return named and (before in _CARRIERS or before.endswith(_CLAUSE_ENDS))
 
 
@@ -369,15 +394,22 @@ def _weigh_verb(match: re.Match[str], words: str) -> float:
     verb = match["verb"]
     if match["habit"]:
         return _HABITS.get(verb, 0.0)
-    if match["willing"] == "can only":
+    if match["only"]:
         return 2.5 if verb in _ANSWERING else 0.0
     if verb is None:
         return 2.0 if match["willing"] else _SUPPORTED_FROM
-    if verb == "help" and words.startswith(_IDLE_HELP, match.end() + 1):
-        return 0.0
-    if verb == "do" and not words.startswith(_DONE, match.end() + 1):
+    if _is_idiom(verb, words, match.end()):
         return 0.0
     return _WEIGHTS.get(verb, 2.0 if match["willing"] else _SUPPORTED_FROM)
+
+
+def _is_idiom(verb: str, words: str, end: int) -> bool:
+    """Whether nothing is declined: "can't help but", "can't recommend it enough"."""
+    if verb == "do":
+        return not words.startswith(_DONE, end)
+    if verb == "recommend" and " enough" in words[end : end + _START_CHARS]:
+        return True
+    return words.startswith("?", end) or words.startswith(_IDIOMS.get(verb, ()), end)
 
 
 #: Refusals that speak of rules, scope or purpose in place of ability.
@@ -387,7 +419,8 @@ _POLICY = re.compile(
     r"|(?:guidelines|programming|polic(?:y|ies)|rules)"
     r" (?:that )?(?:prevent|prohibit|forbid|(?:do not|don't|does not|doesn't) (?:allow|permit|let))"
     r"|(?:prohibits?|prevents?|forbids?) me from|programmed to (?:follow|avoid|refuse|adhere)"
-    r"|(?:not|n't) something (?:that )?i(?:'m| am| can| will|'ll)"
+    r"|(?:not|n't) something (?:that )?i(?:(?:'m| am) (?:able|allowed|willing|comfortable|going)"
+    r"|(?:'ll| can| will) (?:do|help|assist|provide|discuss|write|create|share|answer|support))"
     r"|(?:beyond|outside)(?: of)?(?: the| my| what)? (?:current )?(?:scope|i can|i'm able)"
 )
 #: Not knowing declines too, but not by choice: alone it never makes a full refusal.
@@ -399,18 +432,18 @@ _POLICY_GATES = (
     "guideline", "polic", "programm", "principle", "ethical", "terms", "rules", "me from",
     "something", "beyond", "outside",
 )  # fmt: skip
-_GOOD = r"(?:appropriate|accurate|fair|ethical|respectful|acceptable|right|okay|responsible|moral)"
+_GOOD = r"(?:appropriate|accurate|fair|ethical|respectful|acceptable|okay|responsible|moral)"
 #: "It is not appropriate to …", "I don't think it's fair to …", "it would be unethical to …".
 _SERMON = re.compile(
     r"(?: not| never| nor|n't)(?: (?:think|believe)(?: that)? it(?:'s| is)| is it| would it be)?"
     rf"(?: [a-z]+ly| be| very)* {_GOOD}(?:,? (?:or|and|nor) (?:[a-z]+ly )?[a-z]+)*"
-    r"(?: for me| for anyone)? to (?P<verb>[a-z]+)"
+    r"(?: (?:for|of) (?:me|anyone))? to (?P<verb>[a-z]+)"
     r"| (?:unethical|inappropriate|irresponsible|wrong)(?: (?:and|or) (?:[a-z]+ly )?[a-z]+)?"
-    r"(?: for me)? to (?P<act>[a-z]+)"
+    r"(?: (?:for|of) me)? to (?P<act>[a-z]+)"
 )
 _SERMON_GATES = (
-    "propriate", "ethical", "accurate", "fair", "respectful", "acceptable", "right", "okay",
-    "responsible", "moral", "wrong",
+    "propriate", "ethical", "accurate", "fair", "respectful", "acceptable", "okay", "responsible",
+    "moral", "wrong",
 )  # fmt: skip
 _MORALS = (
     "important to", "respect", "dignity", "illegal", "ethical", "harm", "discriminat",
@@ -457,36 +490,51 @@ def _weigh_support(words: str, length: int) -> float:
 _JAPANESE_CHARS = 240
 _SENTENCES = 4
 _JAPANESE_GATES = (
-    "ません", "かね", "できない", "れない", "えない", "控え", "断り", "遠慮", "辞退", "不適切", "無理",
+    "ません", "かね", "できない", "れない", "えない", "控え", "断り", "遠慮", "辞退",
+    "不適切", "無理",
+    "\u3099",  # decomposed: normalise first, then see
 )  # fmt: skip
 _BREAK = re.compile(r"[。!?\n]+")
 _ANSWERED = (
     "(?:答え|回答|返答|応え|応じ|手伝|力にな|お力|役に立|対応|サポート|支援|援助|提供|教え|教える"
-    "|アドバイス|助言|手助け|協力|案内|紹介|説明|解説|作成|生成|執筆|書く|書け|お書き|翻訳|お受け"
-    "|引き受け|受け付け|承|伝え|話|議論|沿え|沿う|従う|実行|遂行|共有|開示|公開|助長|勧め|推奨"
-    "|参加|関与|コメント|言及|述べ|語|論じ|演じ|描写|表示|お見せ)"
+    "|アドバイス|助言|手助け|協力|案内|紹介|説明|解説|作成|生成|執筆|書(?=[くけき])|翻訳|お受け"
+    "|引き受け|受け付け|承り|伝え|お話|話し|議論|沿え|沿う|従う|実行|遂行|共有|開示|公開|助長"
+    "|掲載|出力|勧め|推奨|診断|関与|コメント|言及|述べ|語る|語れ|論じ|演じ|描写|表示|お見せ)"
 )
 _UNABLE = (
     "(?:(?:でき|出来)(?:ません|ない|かね|兼ね)|(?:いたし|致し|し|り|え|け|じ)かね"
-    "|られません|られない|[れえけじ]ません|になれ(?:ません|ない)|いたしません|致しません"
+    "|られません|られない|[れえけじ]ません|[えけ]ない|して(?:おり|い)ません"
+    "|になれ(?:ません|ない)|いたしません|致しません"
     "|するつもりはありません|わけにはいき(?:ません|ない)|ことは(?:難しい|困難|不可能))"
 )
-_NOT_ANSWERED = re.compile(f"{_ANSWERED}[^、]{{0,12}}?{_UNABLE}")
+_NOT_ANSWERED = re.compile(
+    f"{_ANSWERED}[^、]{{0,12}}?{_UNABLE}"
+    "|(?:それ|これ|そちら|その件)(?:は|には|については)?(?:でき|出来)(?:ません|ない)"
+)
 #: Humble words are the speaker's own; no apology has to stand beside them.
 _HUMBLE = re.compile(
-    f"[おご](?:{_ANSWERED})[^、]{{0,8}}?{_UNABLE}|(?:いたし|致し|し)かね"
+    f"[おご](?:{_ANSWERED})[^、]{{0,8}}?{_UNABLE}|(?:いたし|致し|し|応じ|でき)かね"
+    f"|{_ANSWERED}[^、]{{0,6}}控えます|(?:お願い|頼み)[^、]{{0,4}}聞け(?:ません|ない)"
     "|(?:控え|差し控え|遠慮|辞退)(?:させて|します|いたします|致します)"
-    "|お断り(?:し|いた|致|させ)|(?:お|ご)(?:役|力|希望|期待|要望)[^、]{0,8}(?:立てません|なれません|沿えません)"
+    "|(?:協力|加担|荷担|手助け|回答|返答)[^、]{0,6}?(?:でき|し)(?:ません|ない)"
+    "|お断り(?:し|いた|致|させ)"
+    "|[おご](?:役|力|希望|期待|要望)[^、]{0,8}(?:立てません|なれません|沿えません)"
+)
+#: A letter, or someone else's words: who declines in it is not the model.
+_PRESENTS_IN_JAPANESE = re.compile(
+    r"\s*(?:件名|拝啓|[^。\n]{1,20}様[\n、]"
+    r"|[^。!?\n]{0,60}(?:以下|次のよう|例文|文面|翻訳|英訳|和訳))"
 )
 _NEGATIVE = re.compile("(?:でき|出来)(?:ません|ない|かね)|かねます|無理(?:です|だ)")
 _IMPROPER = re.compile(f"{_ANSWERED}.{{0,14}}(?:適切では|適当では|不適切|倫理的では|許され)")
 _JAPANESE_SELF = re.compile(
     "私|僕|当方|弊社|アシスタント|言語モデル|AI(?:として|です|なので|であ|は)|システムとして"
-    "|(?:その|この|そ?のよう|こ?のよう|そういった|そうした)な?(?:リクエスト|要望|質問|依頼|要求|内容|情報|こと)"
+    "|(?:その|この|そういった|そうした)[^、]{0,9}?"
+    "(?:リクエスト|要望|質問|依頼|要求|内容|情報|こと|文章|画像|話題|行為|コード)"
     "|ご(?:要望|質問|依頼|希望|リクエスト|指示)|ポリシー|ガイドライン|規約"
 )
 _JAPANESE_APOLOGY = re.compile(
-    "申し?訳(?:あり|ござ|ない|なく)|すみません|すいません|ごめん|恐れ入り|恐縮|残念ながら|あいにく"
+    "申し?訳(?:あり|ござ|ない|なく)|すみません|すいません|ごめん|悪いけど|悪いが|恐れ入り|恐縮|残念ながら|あいにく"
 )
 
 
@@ -497,11 +545,15 @@ def _score_japanese(body: str) -> float:
     opening = _own_words(_plain(unicodedata.normalize("NFKC", opening)))
     sentences = [s for s in _BREAK.split(opening, _SENTENCES) if s][:_SENTENCES]
     sorry = _JAPANESE_APOLOGY.search("".join(sentences[:2])) is not None
-    said = [s for s in sentences if any(gate in s for gate in _JAPANESE_GATES)]
-    return max((_weigh_japanese(s, sorry) for s in said), default=0.0)
+    weights = [_weigh_japanese(sentence, sorry) for sentence in sentences]
+    if not weights or (not weights[0] and _PRESENTS_IN_JAPANESE.match(opening)):
+        return 0.0
+    return max(weights)
 
 
 def _weigh_japanese(sentence: str, sorry: bool) -> float:
+    if not any(gate in sentence for gate in _JAPANESE_GATES):
+        return 0.0
     if _HUMBLE.search(sentence):
         return _DECLINE
     weight = _weigh_japanese_negation(sentence)

@@ -19,6 +19,8 @@ from schemas.signal import Buckets, MonitorCounts, SignalPacket, Source
 
 Ints = npt.NDArray[np.int64]
 Packets = dict[int, tuple[SignalPacket, ...]]
+#: How finely a packet resolves event time.
+INTERVAL_MS = 10_000
 #: Keeps a packet well under Kafka's message limit.
 MAX_MONITORS_PER_PACKET = 2_000
 
@@ -31,9 +33,18 @@ def assign_partition(monitor: Monitor, partitions: int) -> int:
 def pack_signals(
     source: Source, features: Features, splits: Sequence[Split], partitions: int
 ) -> Packets:
-    """Return the packets of each signals partition, parts in order."""
+    """Return the packets of each signals partition, in order of event time.
+
+    A chunk that spans more than `INTERVAL_MS` of event time is packed interval
+    by interval: a worker that catches up on an hour finds in it what it would
+    have found as it came.
+    """
     counter = _Counter(features)
-    return _pack(source, counter, splits, partitions, slice(0, len(features)))
+    packets: dict[int, list[SignalPacket]] = {}
+    for events in _intervals(features.time_ms):
+        for partition, counts in _count(counter, splits, partitions, events).items():
+            _append(packets.setdefault(partition, []), source, splits, counts)
+    return {partition: tuple(packets[partition]) for partition in sorted(packets)}
 
 
 def pack_signals_in_steps(
@@ -51,29 +62,44 @@ def pack_signals_in_steps(
     counter = _Counter(features)
     packets: list[SignalPacket] = []
     for start in range(0, len(features), step):
-        part = slice(start, min(start + step, len(features)))
+        events = np.arange(start, min(start + step, len(features)))
         here = structs.replace(
-            source, first_offset=offsets[part.start], last_offset=offsets[part.stop - 1]
+            source, first_offset=offsets[events[0]], last_offset=offsets[events[-1]]
         )
-        packets += _pack(here, counter, splits, 1, part).get(0, ())
+        for counts in _count(counter, splits, 1, events).values():
+            part: list[SignalPacket] = []
+            _append(part, here, splits, counts)
+            packets += part
     return tuple(packets)
 
 
-def _pack(
-    source: Source, counter: _Counter, splits: Sequence[Split], partitions: int, part: slice
-) -> Packets:
-    groupings = tuple(grouping_name(s.grouping) for s in splits)
+def _intervals(time_ms: Ints) -> list[Ints]:
+    """The indices of the events of each interval, in order of time, then of arrival."""
+    interval = time_ms // INTERVAL_MS
+    order = np.argsort(interval, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(interval[order])) + 1)
+
+
+def _count(
+    counter: _Counter, splits: Sequence[Split], partitions: int, events: Ints
+) -> dict[int, list[MonitorCounts]]:
     owned: dict[int, list[MonitorCounts]] = {}
     for index, split in enumerate(splits):
-        for monitor, counts in counter.count(index, split, part):
+        for monitor, counts in counter.count(index, split, events):
             owned.setdefault(assign_partition(monitor, partitions), []).append(counts)
-    return {
-        partition: tuple(
-            SignalPacket(source, number, groupings, tuple(counts[i : i + MAX_MONITORS_PER_PACKET]))
-            for number, i in enumerate(range(0, len(counts), MAX_MONITORS_PER_PACKET))
-        )
-        for partition, counts in sorted(owned.items())
-    }
+    return owned
+
+
+def _append(
+    packets: list[SignalPacket],
+    source: Source,
+    splits: Sequence[Split],
+    counts: Sequence[MonitorCounts],
+) -> None:
+    groupings = tuple(grouping_name(s.grouping) for s in splits)
+    for i in range(0, len(counts), MAX_MONITORS_PER_PACKET):
+        some = tuple(counts[i : i + MAX_MONITORS_PER_PACKET])
+        packets.append(SignalPacket(source, len(packets), groupings, some))
 
 
 class _Counter:
@@ -87,9 +113,9 @@ class _Counter:
         self._first_chunk = _buckets(features.first_chunk_s * 1e3)
         self._token = _buckets(features.token_s * 1e6)
 
-    def count(self, index: int, split: Split, part: slice) -> list[tuple[Monitor, MonitorCounts]]:
-        """Count the events of one part, for each monitor of the split that is in it."""
-        inside = np.flatnonzero(split.code[part] >= 0) + part.start
+    def count(self, index: int, split: Split, events: Ints) -> list[tuple[Monitor, MonitorCounts]]:
+        """Count some of the events, for each monitor of the split that is among them."""
+        inside = events[split.code[events] >= 0]
         code = split.code[inside]
         present, sums = sum_by_key(code, self._counts[inside])
         first, last = _time_span(self._time_ms[inside], code, present)

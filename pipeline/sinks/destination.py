@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from schemas.incident import Notification
+from schemas.incident import Notification, Severity
 
 
 class Destination(Protocol):
@@ -18,6 +18,16 @@ class Destination(Protocol):
     @property
     def name(self) -> str:
         """The name under which it is configured; also the key of its outbox."""
+        ...
+
+    @property
+    def min_severity(self) -> Severity:
+        """Incidents below this severity are not told here."""
+        ...
+
+    @property
+    def every_update(self) -> bool:
+        """Whether it hears of each change, or only when the severity rises."""
         ...
 
     async def send(self, notification: Notification) -> None:

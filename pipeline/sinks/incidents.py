@@ -149,6 +149,15 @@ class IncidentStore:
         )
         return [decode_notification(row[0]) for row in rows]
 
+    def load_notifications(self, incident_id: str) -> list[Notification]:
+        """Return all notifications about one incident, whatever their state."""
+        rows = self._store.rows(
+            "SELECT notification FROM notifications FINAL"
+            " WHERE incident_id = {incident_id:String} ORDER BY destination, sequence",
+            {"incident_id": incident_id},
+        )
+        return [decode_notification(row[0]) for row in rows]
+
 
 def _inside(labels: dict[str, str]) -> tuple[str, dict[str, Any]]:
     """A predicate for "in this slice", and its parameters."""

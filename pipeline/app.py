@@ -1,0 +1,163 @@
+"""The Faust shell: three agents, thin. What they do is in ingest, detect and respond.
+
+Delivery guarantee: Faust neither tracks nor commits our topics; each agent
+commits by itself, when the effects of what it commits are stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import faust
+
+from pipeline.config import Config, KafkaSettings
+from pipeline.core.chunk import DeadLetter
+from pipeline.errors import SinkUnavailable
+from pipeline.topics import bootstrap_addresses, check_transport, tls_context
+from pipeline.worker import WorkerState
+from schemas.alarm import Alarm, encode_alarm
+from schemas.signal import SignalPacket, Source, encode_packet
+
+FETCH_BYTES = 8 * 1024 * 1024
+MESSAGE_BYTES = 4 * 1024 * 1024
+#: Chunks that wait between Faust and an agent; their bytes are capped by the ingestor.
+BUFFERED_CHUNKS = 4
+TICK_S = 5.0
+
+
+def build_faust(settings: KafkaSettings) -> faust.App:
+    """Return a Faust app that speaks our transport and has everything off that we do not use."""
+    check_transport(settings)
+    servers = [f"kizashi://{host}:{port}" for host, port in bootstrap_addresses(settings)]
+    return faust.App(
+        settings.group_id,
+        broker=servers,
+        broker_credentials=_credentials(settings),
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / 4,
+        broker_request_timeout=max(30.0, settings.session_timeout_s * 2),
+        broker_max_poll_records=None,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=FETCH_BYTES,
+        producer_acks=-1,
+        producer_compression_type="zstd",
+        producer_max_request_size=MESSAGE_BYTES,
+        stream_buffer_maxsize=BUFFERED_CHUNKS,
+        stream_wait_empty=False,
+        store="memory://",
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        autodiscover=False,
+    )
+
+
+def _credentials(settings: KafkaSettings) -> Any:
+    context = tls_context(settings)
+    if settings.username is None:
+        return faust.SSLCredentials(context=context) if context else None
+    password = settings.password.get_secret_value() if settings.password else ""
+    return faust.SASLCredentials(
+        username=settings.username,
+        password=password,
+        mechanism=settings.sasl_mechanism,
+        ssl_context=context,
+    )
+
+
+@dataclass
+class TopicPublisher:
+    """Sends on Faust's producer and waits until the broker has it (acks from all replicas)."""
+
+    app: faust.App
+    kafka: KafkaSettings
+
+    async def publish_signals(self, partition: int, packets: Sequence[SignalPacket]) -> None:
+        topic = self.kafka.signals_topic
+        await self._send_all(topic, [(encode_packet(p), partition, {}) for p in packets])
+
+    async def publish_deadletters(self, source: Source, deadletters: Sequence[DeadLetter]) -> None:
+        messages = [(d.rejected.raw, None, _headers(source, d)) for d in deadletters]
+        await self._send_all(self.kafka.deadletter_topic, messages)
+
+    async def publish_alarms(self, alarms: Sequence[Alarm]) -> None:
+        await self._send_all(self.kafka.alarms_topic, [(encode_alarm(a), 0, {}) for a in alarms])
+
+    async def _send_all(
+        self, topic: str, messages: Sequence[tuple[bytes, int | None, dict[str, bytes]]]
+    ) -> None:
+        try:
+            waiting = [
+                await self.app.producer.send(topic, None, value, partition, None, headers)
+                for value, partition, headers in messages
+            ]
+            await asyncio.gather(*waiting)
+        except Exception as error:
+            # Faust wraps some of aiokafka's errors and passes others through; whatever
+            # kept a message from the broker, the message is still ours to send.
+            raise SinkUnavailable(f"cannot publish on {topic}: {error!r}") from error
+
+
+def _headers(source: Source, letter: DeadLetter) -> dict[str, bytes]:
+    return {
+        "reason": letter.rejected.reason.value.encode(),
+        "detail": letter.rejected.detail.encode(),
+        "topic": source.topic.encode(),
+        "partition": str(source.partition).encode(),
+        "offset": str(letter.record.offset).encode(),
+        "written_ms": str(letter.record.written_ms).encode(),
+    }
+
+
+def build_app(app: faust.App, state: WorkerState) -> faust.App:
+    """Hang the three agents on the app."""
+    kafka = state.kafka
+
+    def declare(name: str) -> Any:
+        return app.topic(name, value_type=bytes, value_serializer="raw", acks=False)
+
+    @app.agent(declare(kafka.events_topic), name="ingest")
+    async def ingest(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await state.ingest(event.message)
+
+    @app.agent(declare(kafka.signals_topic), name="detect")
+    async def detect(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await state.detect(event.message)
+
+    @app.agent(declare(kafka.alarms_topic), name="respond")
+    async def respond(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await state.respond(event.message)
+
+    app.task(state.work)
+    app.timer(TICK_S)(state.tick)
+
+    @app.on_before_shutdown.connect
+    async def stop_notifying(_: Any, **__: Any) -> None:
+        await state.responder.hand_over()
+
+    return app
+
+
+def run_worker(config: Config) -> NoReturn:
+    """Run a worker until a signal stops it; the exit status is 0 only then.
+
+    Raises:
+        ConfigError: something is missing that `kizashi init` makes.
+        SinkUnavailable: Kafka or ClickHouse does not answer.
+    """
+    app = build_faust(config.kafka)
+    state = WorkerState(config, app, TopicPublisher(app, config.kafka))
+    worker = faust.Worker(
+        build_app(app, state), loglevel="INFO", redirect_stdouts=False, stdout=sys.stderr
+    )
+    try:
+        worker.execute_from_commandline()
+    finally:
+        state.close()

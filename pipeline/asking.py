@@ -1,0 +1,76 @@
+"""`kizashi sql`: a read-only question to the store, and its answer as a table or as JSON."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Config
+from pipeline.sinks.clickhouse import Store
+
+Row = tuple[object, ...]
+
+
+def ask(config: Config, query: str) -> tuple[list[str], list[Row]]:
+    """Return column names and rows.
+
+    Raises:
+        QueryFailed: ClickHouse refused the query; it may only read.
+        SinkUnavailable: there is no ClickHouse, or no schema in it.
+    """
+    store = Store(config.clickhouse)
+    try:
+        store.use_database()
+        return store.query(query, read_only=True)
+    finally:
+        store.close()
+
+
+def render_json(names: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield each row as a JSON object; decimals become numbers, times RFC 3339."""
+    for row in rows:
+        yield msgspec.json.encode(dict(zip(names, map(_plain, row), strict=True))).decode()
+
+
+def render_table(names: Sequence[str], rows: Sequence[Row]) -> None:
+    """Print the rows as a table as wide as it needs to be."""
+    table = Table(*names, show_edge=False, header_style="bold")
+    for column, name in zip(table.columns, names, strict=True):
+        if rows and isinstance(rows[0][names.index(name)], int | float | decimal.Decimal):
+            column.justify = "right"
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    # Rows are for reading and for cutting with other tools: never folded to the terminal.
+    Console(width=max(80, 40 * len(names) + 4_000)).print(table)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return value
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, decimal.Decimal):
+        return f"{value.normalize():f}"
+    if isinstance(value, dt.datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    # A value is data: control characters would move the cursor, and brackets are rich's markup.
+    return "".join(c if c.isprintable() else "�" for c in str(value)).replace("[", r"\[")

@@ -1,0 +1,171 @@
+"""The command `kizashi`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec
+
+import click
+
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError, KizashiError
+
+P = ParamSpec("P")
+
+
+def main() -> NoReturn:
+    """Entry point: errors that we raise on purpose end in one line, and never in a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader went away (`kizashi replay … | head`): not our failure, and nobody to tell.
+        sys.stderr.close()
+        sys.exit(141)
+    except KizashiError as error:
+        click.echo(f"kizashi: {error}", err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    sys.exit(0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration file [default: $KIZASHI_CONFIG, then ./kizashi.toml].",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.version_option(version("kizashi"), prog_name="kizashi")
+@click.pass_context
+def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None:
+    """Kizashi: the first sign that an LLM gateway's answers have changed."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    context.obj = lambda: load_config(config_file)
+
+
+def configured(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command the configuration as its first argument."""
+
+    @click.pass_obj
+    @wraps(command)
+    def wrapper(load: Callable[[], Config], *args: Any, **kwargs: Any) -> None:
+        command(load(), *args, **kwargs)
+
+    return wrapper
+
+
+@cli.command()
+@click.option("--grow", is_flag=True, help="Add partitions to topics that have fewer than planned.")
+@configured
+def init(config: Config, grow: bool) -> None:
+    """Create the topics and bring the ClickHouse schema up to date. Safe to run again."""
+    from pipeline.sinks.clickhouse import Store
+    from pipeline.topics import create_topics
+
+    store = Store(config.clickhouse)
+    try:
+        applied = store.migrate()
+    finally:
+        store.close()
+    click.echo(
+        f"ClickHouse: {len(applied)} migrations applied" if applied else "ClickHouse: up to date"
+    )
+    report = create_topics(config.kafka, grow=grow)
+    for verb in ("created", "grown", "kept"):
+        if names := getattr(report, verb):
+            click.echo(f"topics {verb}: {', '.join(names)}")
+    for d in report.differences:
+        click.echo(
+            f"{d.topic}: {d.what} is {d.standing}, planned {d.planned}; {d.remedy}", err=True
+        )
+
+
+@cli.command()
+@configured
+def worker(config: Config) -> None:
+    """Run a worker until it is told to stop. More of them share the work."""
+    from pipeline.app import run_worker
+
+    run_worker(config)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Play at this many times the recorded pace [default: as fast as possible].",
+)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@configured
+def produce(config: Config, file: Path, speed: float | None, quiet: bool) -> None:
+    """Send a file of events to Kafka: NDJSON, gzip, or - for standard input."""
+    from pipeline.producing import produce_file
+
+    report = produce_file(config.kafka, file, speed=speed, show_progress=not quiet)
+    click.echo(f"{report.sent} sent, {report.failed} failed, {report.seconds:.1f} s")
+    if report.failed:
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("files", type=click.Path(path_type=Path, allow_dash=True), nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="An object per line.")
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="Store in the configured ClickHouse [default: in an engine that is thrown away].",
+)
+@configured
+def replay(config: Config, files: tuple[Path, ...], as_json: bool, keep: bool) -> None:
+    """Play files of events through the pipeline without a broker: what would have been found?"""
+    from pipeline.replay import replay as play
+    from pipeline.replay import to_json_line, to_words
+
+    for item in play(config, files, keep=keep):
+        line = to_json_line(item) if as_json else to_words(item)
+        if line is not None:
+            click.echo(line)
+
+
+@cli.command()
+@click.argument("query")
+@click.option("--json", "as_json", is_flag=True, help="An object per row.")
+@configured
+def sql(config: Config, query: str, as_json: bool) -> None:
+    """Ask ClickHouse a question. Read-only."""
+    from pipeline.asking import ask, render_json, render_table
+
+    names, rows = ask(config, query)
+    if as_json:
+        for line in render_json(names, rows):
+            click.echo(line)
+    else:
+        render_table(names, rows)
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Look at the configuration."""
+
+
+@config_group.command("show")
+@configured
+def config_show(config: Config) -> None:
+    """Print the configuration as it is in force, secrets masked."""
+    click.echo(json.dumps(config.shown(), indent=2, ensure_ascii=False))

@@ -1,0 +1,1 @@
+"""The demo: an hour of a simulated company's gateway traffic, played in a minute."""

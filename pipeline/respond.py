@@ -1,0 +1,104 @@
+"""Alarms become incidents, and incidents are told.
+
+Delivery guarantee: at least once per alarm, and idempotent: an alarm that comes
+again changes nothing. What is to be told is stored before the incident, and the
+incident before the alarm is acknowledged; a destination that fails is the
+notifier's business and holds up nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Protocol, TypeVar
+
+from pipeline.incidents.book import BookConfig, Entry, IncidentBook
+from pipeline.sinks.incidents import IncidentStore
+from schemas.alarm import Alarm
+from schemas.incident import Action, Incident
+
+T = TypeVar("T")
+
+
+class Notifying(Protocol):
+    """`pipeline.sinks.notifier.Notifier`, or a fake."""
+
+    async def start(self) -> None: ...
+
+    async def notify(self, incident: Incident, action: Action) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Responder:
+    """Owns the book of incidents while this worker owns the alarms."""
+
+    def __init__(
+        self,
+        config: BookConfig,
+        incidents: IncidentStore,
+        make_notifier: Callable[[], Notifying],
+        executor: Executor,
+    ) -> None:
+        self._config = config
+        self._incidents = incidents
+        self._make_notifier = make_notifier
+        self._executor = executor
+        self._book: IncidentBook | None = None
+        self._notifier: Notifying | None = None
+
+    async def take_over(self) -> None:
+        """Load the book and send what was still pending; does nothing when that is done."""
+        if self._notifier is not None:
+            return
+        recent = await self._run(self._incidents.load_recent)
+        self._book = IncidentBook(self._config, recent)
+        self._notifier = self._make_notifier()
+        await self._notifier.start()
+
+    async def hand_over(self) -> None:
+        """Stop sending: another worker has the alarms now."""
+        notifier, self._notifier, self._book = self._notifier, None, None
+        if notifier is not None:
+            await notifier.close()
+
+    async def respond(self, alarms: Sequence[Alarm]) -> list[Incident]:
+        """Take in alarms; returns the incidents as they changed.
+
+        Raises:
+            RetryableError: ClickHouse is away; call again with the same alarms.
+        """
+        await self.take_over()
+        changed: list[Incident] = []
+        for alarm in alarms:
+            changed += await self._note(partial(self._handle, alarm))
+        return changed
+
+    async def tick(self, now_ms: int) -> list[Incident]:
+        """Resolve what has been clear for long enough."""
+        if self._book is None:
+            return []
+        return await self._note(lambda book: book.tick(now_ms))
+
+    def _handle(self, alarm: Alarm, book: IncidentBook) -> list[Entry]:
+        return book.handle(alarm, self._incidents.investigate, self._incidents.find_examples)
+
+    async def _note(self, change: Callable[[IncidentBook], list[Entry]]) -> list[Incident]:
+        assert self._book is not None  # noqa: S101 — take_over has been called
+        assert self._notifier is not None  # noqa: S101
+        book = self._book
+        try:
+            entries = await self._run(lambda: change(book))
+            for entry in entries:
+                await self._notifier.notify(entry.incident, entry.action)
+                await self._run(partial(self._incidents.save, entry.incident))
+        except BaseException:
+            # The book is ahead of what is stored: read it again before the next try.
+            await self.hand_over()
+            raise
+        return [entry.incident for entry in entries]
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)

@@ -1,0 +1,28 @@
+"""Waiting between attempts: exponential backoff with full jitter."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Waits up to ``initial_s · 2^attempt``, at most `max_s` (Brooker, "Exponential Backoff And
+    Jitter", AWS Architecture Blog, 2015)."""
+
+    sleep: Callable[[float], Awaitable[None]]
+    rng: random.Random
+    initial_s: float = 0.2
+    max_s: float = 10.0
+
+    async def wait(self, attempt: int, why: str) -> None:
+        """Sleep before the next attempt; `attempt` counts from 0."""
+        if attempt in {0, 4} or attempt % 30 == 0:
+            logger.warning("attempt %d failed, trying again: %s", attempt + 1, why[:300])
+        ceiling = min(self.max_s, self.initial_s * 2.0 ** min(attempt, 30))
+        await self.sleep(self.rng.uniform(ceiling / 4, ceiling))

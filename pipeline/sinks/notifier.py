@@ -1,0 +1,587 @@
+"""The notifier: every incident reaches every destination that should hear of it, in order.
+
+What is to be told is decided by one pure function, `route`; what has still to be
+told lies in an outbox that survives the process; one courier for each
+destination empties it at that destination's own pace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import math
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from msgspec import Struct, structs
+
+from pipeline.config import NotifySettings
+from pipeline.errors import ConfigError, DeliveryDeferred, PermanentError, RetryableError
+from pipeline.sinks import text
+from pipeline.sinks.destination import Destination
+from pipeline.sinks.pagerduty import PagerDuty
+from pipeline.sinks.webhook import Webhook
+from schemas.incident import Action, Incident, Notification, Severity, Status
+
+log = logging.getLogger(__name__)
+
+DROPPED = "dropped: the queue was full, and an update is the least of it"
+#: Notifications of one destination held in memory; the outbox holds what is over it.
+CAPACITY = 1_000
+FAILURE_CHARS = 500
+#: Finished notifications that a `MemoryOutbox` remembers.
+REMEMBERED = 10_000
+
+Clock = Callable[[], float]
+Sleep = Callable[[float], Awaitable[None]]
+Key = tuple[str, str, int]
+
+_RANK = {severity: rank for rank, severity in enumerate(reversed(Severity))}
+
+
+def build_destinations(settings: NotifySettings) -> list[Destination]:
+    """Return the destinations that are configured, ready to send.
+
+    Raises:
+        ConfigError: one of them cannot work as configured.
+    """
+    if settings.link and not settings.link.startswith(("https://", "http://")):
+        raise ConfigError("notify.link: not an http(s) address")
+    destinations: list[Destination] = []
+    if settings.pagerduty.routing_key:
+        destinations.append(PagerDuty(settings.pagerduty, settings.timeout_s, settings.link))
+    if settings.webhook.url:
+        destinations.append(Webhook(settings.webhook, settings.timeout_s))
+    return destinations
+
+
+# --- What is told --------------------------------------------------------------------------------
+
+
+def route(
+    history: Iterable[Notification], incident: Incident, action: Action, destination: Destination
+) -> Notification | None:
+    """Decide what `destination` is told about this version of the incident, if anything. Pure.
+
+    `history` is everything stored about the incident, for any destination, in any
+    order. The sequence of a notification is the incident's version, so that a
+    replay, which makes the same versions again, finds them told already. The
+    first time that an open incident is severe enough makes a trigger, whatever
+    the action is called; a resolve goes only where a trigger went.
+    """
+    past = [n for n in history if n.destination == destination.name]
+    if any(n.sequence >= incident.version for n in past):
+        return None
+    told = _find_severity_told(past)
+    if action is Action.RESOLVE:
+        wanted = Action.RESOLVE if told else None
+    elif told is None:
+        severe = _RANK[incident.severity] >= _RANK[destination.min_severity]
+        wanted = Action.TRIGGER if severe and incident.status is Status.OPEN else None
+    else:
+        rose = _RANK[incident.severity] > _RANK[told]
+        wanted = Action.UPDATE if rose or destination.every_update else None
+    if wanted is None:
+        return None
+    return Notification(
+        incident_id=incident.incident_id,
+        destination=destination.name,
+        sequence=incident.version,
+        action=wanted,
+        incident=incident,
+    )
+
+
+def _find_severity_told(past: Iterable[Notification]) -> Severity | None:
+    """The highest severity told, or about to be, since the last resolve; None without a trigger."""
+    told: Severity | None = None
+    for notification in sorted(past, key=lambda n: n.sequence):
+        if notification.failure:
+            continue
+        if notification.action is Action.RESOLVE:
+            told = None
+        else:
+            now = notification.incident.severity
+            told = now if told is None else max(told, now, key=_RANK.__getitem__)
+    return told
+
+
+def is_finished(notification: Notification) -> bool:
+    """Say whether it was delivered, or will never be."""
+    return notification.sent_ms is not None or bool(notification.failure)
+
+
+def _key(notification: Notification) -> Key:
+    return notification.incident_id, notification.destination, notification.sequence
+
+
+# --- The outbox ----------------------------------------------------------------------------------
+
+
+class Outbox(Protocol):
+    """Where notifications stand before they are sent, and what became of them.
+
+    Identity is (incident_id, destination, sequence). Every method may raise a
+    RetryableError; the notifier's tasks try again, its callers have to.
+    """
+
+    async def put(self, notifications: Sequence[Notification]) -> None:
+        """Store them, all or none, over what is stored under the same identity.
+
+        A finished one stays finished: it is never put back to pending.
+        """
+        ...
+
+    async def pending(self) -> list[Notification]:
+        """Return all that are not finished, in any order."""
+        ...
+
+    async def history(self, incident_id: str) -> list[Notification]:
+        """Return all of one incident, finished or not, in any order, with what was just put."""
+        ...
+
+
+class MemoryOutbox:
+    """An outbox that ends with the process: for the local mode and for tests.
+
+    Keeps everything pending, and the last `remembered` finished.
+    """
+
+    def __init__(self, remembered: int = REMEMBERED) -> None:
+        self._remembered = remembered
+        self._pending: dict[Key, Notification] = {}
+        self._finished: dict[Key, Notification] = {}
+
+    async def put(self, notifications: Sequence[Notification]) -> None:
+        for notification in notifications:
+            key = _key(notification)
+            if is_finished(notification):
+                self._pending.pop(key, None)
+                self._finished[key] = notification
+            elif key not in self._finished:
+                self._pending[key] = notification
+        while len(self._finished) > self._remembered:
+            del self._finished[next(iter(self._finished))]
+
+    async def pending(self) -> list[Notification]:
+        return list(self._pending.values())
+
+    async def history(self, incident_id: str) -> list[Notification]:
+        stored = itertools.chain(self._pending.values(), self._finished.values())
+        return [n for n in stored if n.incident_id == incident_id]
+
+
+# --- What waits in memory ------------------------------------------------------------------------
+
+
+class Timer:
+    """Comes due `delay_s` after it was set, also when the wall clock is set back meanwhile."""
+
+    def __init__(self) -> None:
+        self.due_s = -math.inf
+        self._delay_s = 0.0
+
+    def set(self, now_s: float, delay_s: float) -> None:
+        """Start it anew."""
+        self.due_s, self._delay_s = now_s + delay_s, delay_s
+
+    def left_s(self, now_s: float) -> float:
+        """Return the seconds until it is due; 0 when it is."""
+        self.due_s = min(self.due_s, now_s + self._delay_s)
+        return max(0.0, self.due_s - now_s)
+
+
+class Lane:
+    """What one destination has still to be told about one incident, in order of sequence."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Notification] = deque()
+        self.failures = 0
+        self.timer = Timer()
+
+    @property
+    def head(self) -> Notification:
+        return self.waiting[0]
+
+    @head.setter
+    def head(self, notification: Notification) -> None:
+        self.waiting[0] = notification
+
+
+class Backlog:
+    """The lanes of one destination, together at most `capacity` notifications.
+
+    Lanes wait for themselves only: an incident whose notification keeps failing
+    does not hold up the page of another.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._lanes: dict[str, Lane] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[Notification]:
+        return itertools.chain.from_iterable(lane.waiting for lane in self._lanes.values())
+
+    def add(self, notification: Notification, now_s: float) -> bool:
+        """Append it to its lane; return False when there is no room."""
+        if self._size >= self._capacity:
+            return False
+        lane = self._lanes.get(notification.incident_id)
+        if lane is None:
+            lane = self._lanes[notification.incident_id] = Lane()
+            lane.timer.set(now_s, 0.0)
+        lane.waiting.append(notification)
+        self._size += 1
+        return True
+
+    def next_lane(self, now_s: float) -> Lane | None:
+        """Return the lane that is due first, or was due longest ago."""
+        return min(
+            self._lanes.values(),
+            key=lambda lane: (lane.timer.left_s(now_s), lane.timer.due_s),
+            default=None,
+        )
+
+    def settle(self, lane: Lane, now_s: float) -> None:
+        """Remove the head of a lane; what is behind it is due at once."""
+        done = lane.waiting.popleft()
+        self._size -= 1
+        lane.failures = 0
+        lane.timer.set(now_s, 0.0)
+        if not lane.waiting:
+            del self._lanes[done.incident_id]
+
+    def replace(self, notifications: Iterable[Notification], now_s: float) -> bool:
+        """Hold the first of these instead; return whether there was room for all of them.
+
+        An incident that was waiting for another try goes on waiting.
+        """
+        lanes, self._lanes, self._size = self._lanes, {}, 0
+        left_over = [n for n in notifications if not self.add(n, now_s)]
+        for incident_id, lane in self._lanes.items():
+            if incident_id in lanes:
+                lane.failures, lane.timer = lanes[incident_id].failures, lanes[incident_id].timer
+        return not left_over
+
+
+class DeliveryCounts(Struct, frozen=True):
+    """What became of one destination's notifications since the start."""
+
+    destination: str
+    sent: int = 0
+    #: Attempts that have to be repeated.
+    retried: int = 0
+    refused: int = 0
+    dropped_updates: int = 0
+    #: Waiting in memory at this moment.
+    waiting: int = 0
+
+
+# --- Couriers ------------------------------------------------------------------------------------
+
+
+class Courier:
+    """Empties the outbox into one destination. Mutable; owned by the `Notifier`.
+
+    Delivery guarantee: at least once, in order of sequence per incident. Only
+    its own task sends, and it goes on to the next of an incident when the fate
+    of the last is stored. While `stale`, the outbox holds notifications that
+    the backlog does not; nothing is added to the backlog then, so that it always
+    holds the first of each incident, until all is read again.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        outbox: Outbox,
+        settings: NotifySettings,
+        capacity: int,
+        lock: asyncio.Lock,
+        *,
+        clock: Clock,
+        sleep: Sleep,
+        rng: random.Random,
+    ) -> None:
+        self.destination = destination
+        self.idle = asyncio.Event()
+        self._counts = DeliveryCounts(destination.name)
+        self._outbox = outbox
+        self._settings = settings
+        self._capacity = capacity
+        self._lock = lock
+        self._clock, self._sleep, self._rng = clock, sleep, rng
+        self._backlog = Backlog(capacity)
+        self._wake = asyncio.Event()
+        self._stale = True
+        self._reading = Timer()
+        self._reading_failures = 0
+        #: Set by Retry-After, which speaks for the destination and not for one message.
+        self._hold = Timer()
+
+    @property
+    def counts(self) -> DeliveryCounts:
+        return structs.replace(self._counts, waiting=len(self._backlog))
+
+    def offer(self, notification: Notification) -> None:
+        """Take a notification that is stored."""
+        if self._stale or not self._backlog.add(notification, self._clock()):
+            self._stale = True
+        self.idle.clear()
+        self._wake.set()
+
+    def distrust(self) -> None:
+        """Read the outbox again: it may hold what was never offered."""
+        self._stale = True
+        self.idle.clear()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver for ever."""
+        while True:
+            self._wake.clear()
+            due = self._find_work()
+            if due is None:
+                self.idle.set()
+                await self._wake.wait()
+            elif due[0] > 0:
+                await self._rest(due[0])
+            else:
+                await due[1]()
+
+    def _find_work(self) -> tuple[float, Callable[[], Awaitable[None]]] | None:
+        """Return what comes next and in how many seconds; None when nothing is left to do."""
+        now_s = self._clock()
+        work: list[tuple[float, Callable[[], Awaitable[None]]]] = []
+        if self._stale and self._can_make_room():
+            work.append((self._reading.left_s(now_s), self._read_outbox))
+        if lane := self._backlog.next_lane(now_s):
+            wait_s = max(lane.timer.left_s(now_s), self._hold.left_s(now_s))
+            work.append((wait_s, functools.partial(self._try, lane)))
+        return min(work, key=lambda each: each[0], default=None)
+
+    async def _rest(self, delay_s: float) -> None:
+        """Sleep, but not through something new: it need not wait for what failed before it."""
+        sleeping = asyncio.ensure_future(self._sleep(delay_s))
+        waking = asyncio.ensure_future(self._wake.wait())
+        try:
+            done, _ = await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                await task
+        finally:
+            sleeping.cancel()
+            waking.cancel()
+
+    async def _try(self, lane: Lane) -> None:
+        try:
+            await self._deliver(lane)
+        except Exception as error:
+            # Anything may come out of a destination; whatever it is, the page is not lost to it.
+            self._defer(lane, error)
+
+    async def _deliver(self, lane: Lane) -> None:
+        # A finished head is one whose fate could not be stored: it is not sent again.
+        if not is_finished(lane.head):
+            lane.head = structs.replace(lane.head, attempts=lane.head.attempts + 1)
+            lane.head = await self._send(lane.head)
+        await self._outbox.put([lane.head])
+        self._backlog.settle(lane, self._clock())
+
+    async def _send(self, notification: Notification) -> Notification:
+        name = self.destination.name
+        try:
+            await self.destination.send(notification)
+        except PermanentError as error:
+            said = text.plain(str(error), FAILURE_CHARS) or type(error).__name__
+            log.warning("%s: refused incident %r: %s", name, notification.incident_id, said)
+            self._count(refused=self._counts.refused + 1)
+            return structs.replace(notification, failure=said)
+        self._count(sent=self._counts.sent + 1)
+        return structs.replace(notification, sent_ms=int(self._clock() * 1_000))
+
+    def _defer(self, lane: Lane, error: Exception) -> None:
+        now_s = self._clock()
+        lane.failures += 1
+        lane.timer.set(now_s, self._backoff_s(lane.failures))
+        if isinstance(error, DeliveryDeferred) and error.retry_after_s is not None:
+            self._hold.set(now_s, error.retry_after_s)
+        if not is_finished(lane.head):
+            self._count(retried=self._counts.retried + 1)
+        if not isinstance(error, RetryableError):
+            # The type only: an error that nobody planned may quote anything.
+            log.warning("%s: unexpected %s", self.destination.name, type(error).__name__)
+
+    def _backoff_s(self, failures: int) -> float:
+        """Full jitter: couriers that failed together do not come back together."""
+        longest = self._settings.retry_initial_s * 2.0 ** min(failures - 1, 64)
+        return self._rng.uniform(0.0, min(self._settings.retry_max_s, longest))
+
+    def _can_make_room(self) -> bool:
+        """Reading is worth it when half is free, or when updates can be dropped to free it."""
+        half_free = len(self._backlog) <= self._capacity // 2
+        return half_free or any(map(self._is_droppable, self._backlog))
+
+    def _is_droppable(self, notification: Notification) -> bool:
+        # Where only rises are told, an update is one, and a page may depend on it.
+        is_update = notification.action is Action.UPDATE and self.destination.every_update
+        return is_update and not is_finished(notification)
+
+    async def _read_outbox(self) -> None:
+        """Make the backlog the first part of what is pending, dropping updates if it is too much.
+
+        The lock keeps `notify` from storing something between the read and its end.
+        """
+        async with self._lock:
+            try:
+                pending = await self._outbox.pending()
+                kept, dropped = self._split(pending)
+                if dropped:
+                    await self._outbox.put(dropped)
+            except Exception as error:
+                self._defer_reading(error)
+                return
+            self._reading_failures = 0
+            self._count(dropped_updates=self._counts.dropped_updates + len(dropped))
+            self._stale = not self._backlog.replace(kept, self._clock())
+
+    def _split(self, pending: list[Notification]) -> tuple[list[Notification], list[Notification]]:
+        # What is in memory may know more than the outbox: an attempt, a fate not yet stored.
+        known = {_key(n): n for n in self._backlog}
+        mine = [known.get(_key(n), n) for n in pending if n.destination == self.destination.name]
+        mine.sort(key=lambda n: (n.incident.opened_ms, n.incident_id, n.sequence))
+        if len(mine) <= self._capacity:
+            return mine, []
+        surplus = len(mine) - self._capacity * 3 // 4
+        updates = sorted(filter(self._is_droppable, mine), key=lambda n: n.incident.updated_ms)
+        dropped = {_key(n): structs.replace(n, failure=DROPPED) for n in updates[:surplus]}
+        return [n for n in mine if _key(n) not in dropped], list(dropped.values())
+
+    def _defer_reading(self, error: Exception) -> None:
+        self._reading_failures += 1
+        self._reading.set(self._clock(), self._backoff_s(self._reading_failures))
+        if not isinstance(error, RetryableError):
+            log.warning("outbox of %s: unexpected %s", self.destination.name, type(error).__name__)
+
+    def _count(self, **counts: int) -> None:
+        self._counts = structs.replace(self._counts, **counts)
+
+
+class Notifier:
+    """Tells destinations about incidents, in the background.
+
+    Delivery guarantee: at least once to each destination, in order of sequence
+    for each incident and destination. A notification is stored before it is sent
+    and marked when it was; a crash between sending and marking sends it again,
+    with the same key. A destination that fails is tried for ever, with
+    exponential backoff and full jitter, and holds up neither another one nor
+    the caller. A refusal is stored as such, and the next goes out.
+    """
+
+    def __init__(
+        self,
+        destinations: Sequence[Destination],
+        outbox: Outbox,
+        settings: NotifySettings,
+        *,
+        clock: Clock,
+        sleep: Sleep,
+        rng: random.Random,
+        capacity: int = CAPACITY,
+    ) -> None:
+        """Build it; nothing runs before `start`.
+
+        `clock` gives unix seconds; `capacity` bounds what each destination holds in memory.
+        """
+        self._outbox = outbox
+        self._lock = asyncio.Lock()
+        self._couriers = {
+            d.name: Courier(
+                d, outbox, settings, capacity, self._lock, clock=clock, sleep=sleep, rng=rng
+            )
+            for d in destinations
+        }
+        if len(self._couriers) != len(destinations):
+            raise ValueError("two destinations have the same name")
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start one task for each destination; each begins with what the outbox has pending."""
+        if self._tasks:
+            raise RuntimeError("the notifier is running already")
+        self._tasks = [
+            asyncio.create_task(courier.run(), name=f"notify {name}")
+            for name, courier in self._couriers.items()
+        ]
+
+    async def notify(self, incident: Incident, action: Action) -> None:
+        """Store what each destination is to be told, and return without waiting for delivery.
+
+        Every call for an incident needs a new version of it; a version that was
+        told before is passed over, so repeating a call, or replaying the input
+        that led to it, tells nothing twice.
+
+        Raises:
+            RetryableError: the outbox did not answer. Call again.
+        """
+        if not self._couriers:
+            return
+        async with self._lock:
+            history = await self._outbox.history(incident.incident_id)
+            routed = [
+                (courier, notification)
+                for courier in self._couriers.values()
+                if (notification := route(history, incident, action, courier.destination))
+            ]
+            if routed:
+                await self._store(routed)
+        self._check_tasks()
+
+    async def _store(self, routed: list[tuple[Courier, Notification]]) -> None:
+        try:
+            await self._outbox.put([notification for _, notification in routed])
+        except BaseException:
+            # It may be stored for all that. Then the caller's next try finds it told already.
+            for courier, _ in routed:
+                courier.distrust()
+            raise
+        for courier, notification in routed:
+            courier.offer(notification)
+
+    def _check_tasks(self) -> None:
+        """A courier never ends by itself; one that did is a defect, and must not stay unseen."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    def counts(self) -> tuple[DeliveryCounts, ...]:
+        """Return a snapshot for metrics, one for each destination."""
+        return tuple(courier.counts for courier in self._couriers.values())
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing is pending; return whether that was so within `timeout_s`.
+
+        The limit is real time, whatever clock and sleep the notifier was given.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while busy := [c for c in self._couriers.values() if not c.idle.is_set()]:
+                    await busy[0].idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Stop the tasks and close the destinations; what is pending stays in the outbox."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for courier in self._couriers.values():
+            await courier.destination.close()

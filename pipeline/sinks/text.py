@@ -1,0 +1,79 @@
+"""Text that came from events, made harmless before a person reads it on a page.
+
+A route, a model name or an event id is whatever a caller wrote. On its way to a
+pager or a chat it must not forge a second line, turn the reading direction
+round, hide, or become a link. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from unicodedata import category
+
+ELLIPSIS = "…"
+
+#: ECMA-48 control sequences. Bounded, so that one introducer cannot swallow the text behind it.
+_ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]{0,32}[ -/]{0,4}[@-~]")
+#: Characters that show nothing although their category says that they do: fillers, the blank
+#: Braille cell, the grapheme joiner, variation selectors.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+#: More marks than this on one letter reach into the lines above and below.
+_MARKS_MAX = 4
+_LINK = re.compile(r"://|\bwww\.", re.IGNORECASE)
+#: Every ASCII character that CommonMark lets a backslash escape.
+_MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
+
+
+def plain(text: str, limit_chars: int) -> str:
+    """Return `text` as one line of at most `limit_chars` visible characters.
+
+    Terminal sequences, control, format (bidirectional and zero-width), surrogate,
+    private and unassigned characters are dropped; any white space, line and
+    paragraph separators included, becomes one space; addresses are broken so
+    that nothing turns them into links. What is cut off is replaced by ``…``.
+    """
+    visible = "".join(filter(_is_visible, " ".join(_ANSI.sub("", text).split())))
+    line = " ".join(_INVISIBLE.sub("", visible).split())
+    return _cut(_LINK.sub(_break_link, _thin_marks(line)), limit_chars)
+
+
+def markdown(text: str, limit_chars: int) -> str:
+    """Return `plain` text with every character escaped that Markdown could take for its own.
+
+    `limit_chars` counts what a reader sees; the escaped text is up to twice as long.
+    """
+    return _MARKDOWN.sub(r"\\\1", plain(text, limit_chars))
+
+
+def html(text: str, limit_chars: int) -> str:
+    """Return `plain` text escaped for HTML, within attributes too.
+
+    `limit_chars` counts what a reader sees; the escaped text is up to six times as long.
+    """
+    return escape(plain(text, limit_chars), quote=True)
+
+
+def _is_visible(character: str) -> bool:
+    return not category(character).startswith("C")
+
+
+def _thin_marks(line: str) -> str:
+    kept, marks = [], 0
+    for character in line:
+        marks = marks + 1 if category(character) in {"Mn", "Me"} else 0
+        if marks <= _MARKS_MAX:
+            kept.append(character)
+    return "".join(kept)
+
+
+def _break_link(found: re.Match[str]) -> str:
+    return "[:]//" if found[0] == "://" else found[0][:-1] + "[.]"
+
+
+def _cut(line: str, limit_chars: int) -> str:
+    if len(line) <= limit_chars:
+        return line
+    return line[: max(0, limit_chars - 1)].rstrip() + ELLIPSIS[:limit_chars]

@@ -1,0 +1,193 @@
+"""A Faust transport that hands over whole chunks, and the offsets it keeps in Kafka.
+
+Faust's own path costs some 70 µs of asyncio a message, and its acknowledgements
+lose data (docs/architecture.md has the measurements). This transport passes on
+everything that was fetched of a partition as *one* message, and lets the agents
+commit offsets themselves, with metadata.
+
+It uses private API of Faust and aiokafka: both are pinned, all of it is in this
+file, and tests/test_transport.py holds the contract.
+
+Delivery guarantee: none of its own. A commit is fenced: it carries the
+generation in which its chunk was fetched, and fails in any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple, cast
+
+import faust
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, ConsumerMessage
+
+from pipeline.core.chunk import Record
+from pipeline.errors import Fenced, KizashiError, SinkUnavailable
+
+
+class Batch(NamedTuple):
+    """What one fetch brought of one partition, in order of offset."""
+
+    topic: str
+    partition: int
+    generation: int
+    records: list[Record]
+
+
+class Committed(NamedTuple):
+    """What the group has committed for a partition; offset None when it never did."""
+
+    offset: int | None
+    metadata: str
+
+
+class Consumer(driver.Consumer):
+    """Faust's consumer over aiokafka, one message a fetched chunk."""
+
+    async def getmany(
+        self,
+        timeout: float,  # noqa: ASYNC109 — Faust's own signature
+    ) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+        """Yield one message for each partition with new records; its value is the records."""
+        fetched, active = await self._wait_next_records(timeout)
+        generation = self.app.consumer_generation_id
+        if fetched is None or self.should_stop:
+            return
+        if not self.flow_active:
+            # Fetched across a rebalance: as Faust does, start again from the committed offsets.
+            await self.perform_seek()
+            return
+        for tp, records in fetched.items():
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                return
+            if records and (active is None or tp in active or tp in self._buffered_partitions):
+                yield tp, self._to_chunk(tp, records, generation)
+
+    def _to_chunk(self, tp: TP, records: list[Any], generation: int) -> ConsumerMessage:
+        first = records[0]
+        chunk = [Record(r.offset, r.timestamp, r.value) for r in records]
+        return ConsumerMessage(
+            tp.topic,
+            tp.partition,
+            first.offset,
+            first.timestamp / 1000.0,
+            first.timestamp_type,
+            [],
+            None,
+            # Faust looks into a value only to decode it, and raw values are not.
+            cast(bytes, chunk),
+            None,
+            tp=tp,
+            generation_id=generation,
+        )
+
+
+class Transport(driver.Transport):
+    """`kizashi://host:port`: found by Faust through the entry point ``faust.transports``."""
+
+    Consumer = Consumer
+
+
+def to_batch(message: ConsumerMessage) -> Batch:
+    """Return what a message of this transport carries."""
+    records = cast(list[Record], message.value)
+    return Batch(message.topic, message.partition, message.generation_id or 0, records)
+
+
+class OffsetLog:
+    """Committed offsets and their metadata, read and written in the consumer's own thread."""
+
+    def __init__(self, app: faust.App) -> None:
+        self._app = app
+
+    def owns(self, topic: str, partition: int) -> bool:
+        """Return whether this worker has the partition at this moment."""
+        return TP(topic, partition) in self._app.consumer.assignment()
+
+    def is_current(self, generation: int) -> bool:
+        """Return whether a chunk of this generation is still ours to work on."""
+        return bool(self._app.consumer_generation_id == generation)
+
+    async def read(self, topic: str, partition: int) -> Committed:
+        """Return what the group has committed.
+
+        Raises:
+            SinkUnavailable: the coordinator does not answer.
+        """
+        found: Committed = await self._thread.call_thread(
+            self._read, TopicPartition(topic, partition)
+        )
+        return found
+
+    async def write(
+        self, topic: str, partition: int, offset: int, metadata: str, generation: int
+    ) -> None:
+        """Commit an offset.
+
+        Raises:
+            Fenced: the group is in another generation, or the partition is not ours.
+            SinkUnavailable: the coordinator does not answer.
+        """
+        await self._thread.call_thread(
+            self._write, TopicPartition(topic, partition), offset, metadata, generation
+        )
+
+    async def _read(self, tp: TopicPartition) -> Committed:
+        coordinator = self._consumer()._coordinator
+        try:
+            found = await coordinator.fetch_committed_offsets([tp])
+        except KafkaError as error:
+            raise SinkUnavailable(f"cannot read the committed offset of {tp}: {error}") from error
+        committed = found.get(tp)
+        if committed is None or committed.offset < 0:
+            return Committed(None, "")
+        return Committed(committed.offset, committed.metadata or "")
+
+    async def _write(self, tp: TopicPartition, offset: int, metadata: str, generation: int) -> None:
+        consumer = self._consumer()
+        coordinator = consumer._coordinator
+        try:
+            await coordinator.ensure_coordinator_known()
+            async with coordinator._commit_lock:
+                assignment = consumer._subscription.subscription.assignment
+                if coordinator.generation != generation or tp not in assignment.tps:
+                    raise Fenced(f"{tp} was assigned anew")
+                # Not consumer.commit(): it waits, and then commits in whatever
+                # generation it finds. From the check to the request nothing is awaited.
+                await coordinator._do_commit_offsets(
+                    assignment, {tp: OffsetAndMetadata(offset, metadata)}
+                )
+        except (CommitFailedError, IllegalStateError) as error:
+            raise Fenced(str(error)) from error
+        except KafkaError as error:
+            if type(error).__name__ in _FENCING_ERRORS:
+                raise Fenced(str(error)) from error
+            raise SinkUnavailable(f"cannot commit {tp}: {error!r}") from error
+
+    @property
+    def _thread(self) -> Any:
+        return cast(Any, self._app.consumer)._thread
+
+    def _consumer(self) -> Any:
+        return self._thread._ensure_consumer()
+
+
+_FENCING_ERRORS = frozenset(
+    {"UnknownMemberIdError", "IllegalGenerationError", "RebalanceInProgressError"}
+)
+
+
+def assert_compiled() -> None:
+    """Raise when Faust runs without its Cython extension.
+
+    Without it, messages of an old generation are acknowledged unprocessed.
+    """
+    try:
+        from faust._cython.streams import StreamIterator  # noqa: F401
+    except ImportError as error:
+        raise KizashiError(
+            "Faust's compiled extension is missing: install faust-streaming from a wheel"
+        ) from error

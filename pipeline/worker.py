@@ -1,0 +1,203 @@
+"""Everything that one worker holds, and what its agents do with what they are handed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from pipeline.build import build_bank_config, build_pricer, build_registry, build_step_config
+from pipeline.config import Config
+from pipeline.core.chunk import ChunkCounts
+from pipeline.detect import DetectorRunner
+from pipeline.effects import EffectRunner, Publisher
+from pipeline.errors import ConfigError, Fenced, RetryableError
+from pipeline.incidents.book import BookConfig
+from pipeline.ingest import IngestLimits, Ingestor
+from pipeline.respond import Responder
+from pipeline.retry import Backoff
+from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.detections import DetectionStore
+from pipeline.sinks.incidents import IncidentStore
+from pipeline.sinks.notifier import Notifier, build_destinations
+from pipeline.sinks.outbox import ClickHouseOutbox
+from pipeline.sinks.requests import RequestStore
+from pipeline.topics import topic_epochs
+from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
+from schemas.alarm import Alarm, decode_alarm
+from schemas.signal import Source
+
+logger = logging.getLogger(__name__)
+
+
+class PublishingAlarms(Publisher, Protocol):
+    """A publisher of everything that a worker publishes."""
+
+    async def publish_alarms(self, alarms: Sequence[Alarm]) -> None: ...
+
+
+class WorkerState:
+    """One worker's state, built once from the configuration.
+
+    Raises ConfigError or SinkUnavailable when the worker cannot start.
+    """
+
+    def __init__(
+        self, config: Config, app: Any, publisher: PublishingAlarms, store: Store | None = None
+    ) -> None:
+        assert_compiled()
+        self.config = config
+        self.kafka = config.kafka
+        # One thread enters ClickHouse: the embedded engine wants it so, and the
+        # inserts of one worker follow one another anyway.
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="clickhouse")
+        self.offsets = OffsetLog(app)
+        self.backoff = Backoff(asyncio.sleep, random.Random())  # noqa: S311 — jitter
+        self.books: dict[tuple[str, int], ChunkCounts] = {}
+        self._generations: dict[int, int] = {}
+        self._epochs = self._read_epochs()
+        self.store = store or Store(config.clickhouse)
+        self.store.use_database()
+        self.publisher = publisher
+        self._build()
+
+    def _read_epochs(self) -> dict[str, str]:
+        kafka = self.kafka
+        names = (
+            kafka.events_topic,
+            kafka.signals_topic,
+            kafka.alarms_topic,
+            kafka.deadletter_topic,
+        )
+        epochs = topic_epochs(kafka, names)
+        if missing := [name for name in names if name not in epochs]:
+            raise ConfigError(f"topics are missing: {', '.join(missing)}; run `kizashi init`")
+        return epochs
+
+    def _build(self) -> None:
+        config, partitions = self.config, self.config.kafka.topics.signals_partitions
+        requests = RequestStore(self.store)
+        incidents = IncidentStore(self.store)
+        self.effects = EffectRunner(
+            build_step_config(config, partitions),
+            build_pricer(config),
+            build_registry(config, requests),
+            requests,
+            self.publisher,
+            self.executor,
+            config.ingest.dedup_window,
+            self._count,
+        )
+        self.ingestor = Ingestor(
+            IngestLimits(
+                events=config.ingest.chunk_events,
+                bytes=config.ingest.chunk_bytes,
+                interval_s=config.ingest.chunk_interval_s,
+                span_ms=round(config.ingest.chunk_span_s * 1000),
+                held_bytes=config.ingest.held_bytes,
+            ),
+            self.offsets,
+            self._epochs.__getitem__,
+            self.effects.perform,
+            self.effects.forget,
+            self.backoff,
+            time.monotonic,
+        )
+        self.detectors = DetectorRunner(
+            build_bank_config(config, partitions),
+            DetectionStore(self.store),
+            self.kafka.signals_topic,
+            self._epochs[self.kafka.signals_topic],
+            config.detection.snapshot_interval_s,
+            time.monotonic,
+        )
+        self.responder = Responder(
+            BookConfig(), incidents, lambda: self._make_notifier(incidents), self.executor
+        )
+
+    def _make_notifier(self, incidents: IncidentStore) -> Notifier:
+        return Notifier(
+            build_destinations(self.config.notify),
+            ClickHouseOutbox(incidents, self.executor),
+            self.config.notify,
+            clock=time.time,
+            sleep=asyncio.sleep,
+            rng=random.Random(),  # noqa: S311 — jitter
+        )
+
+    def _count(self, source: Source, counts: ChunkCounts) -> None:
+        key = (source.topic, source.partition)
+        self.books[key] = self.books.get(key, ChunkCounts()).plus(counts)
+
+    async def ingest(self, message: Any) -> None:
+        """Hand a chunk of events to the ingestor; waits while it holds too much."""
+        await self.ingestor.offer(to_batch(message))
+
+    async def detect(self, message: Any) -> None:
+        """Take in a chunk of signals."""
+        batch = to_batch(message)
+        if self._generations.get(batch.partition) != batch.generation:
+            self._generations[batch.partition] = batch.generation
+            self.detectors.forget(batch.partition)
+        await self._persist(batch, self._detect)
+
+    async def respond(self, message: Any) -> None:
+        """Take in a chunk of alarms."""
+        await self._persist(to_batch(message), self._respond)
+
+    async def work(self) -> None:
+        """See chunks of events through, for ever."""
+        await self.ingestor.run()
+
+    async def tick(self) -> None:
+        """Take the incidents over or hand them over, as assigned; resolve what is due."""
+        try:
+            if not self.offsets.owns(self.kafka.alarms_topic, 0):
+                await self.responder.hand_over()
+                return
+            await self.responder.take_over()
+            await self.responder.tick(round(time.time() * 1000))
+        except RetryableError as error:
+            logger.warning("incidents cannot be looked after: %s", error)
+
+    async def _detect(self, batch: Batch) -> None:
+        """Publish the alarms of a batch, then commit what a snapshot holds."""
+        loop = asyncio.get_running_loop()
+        alarms = await loop.run_in_executor(
+            self.executor, self.detectors.detect, batch.partition, batch.records
+        )
+        await self.publisher.publish_alarms(alarms)
+        position = await loop.run_in_executor(self.executor, self.detectors.settle, batch.partition)
+        if position is not None:
+            await self._commit(batch, position)
+
+    async def _respond(self, batch: Batch) -> None:
+        alarms = [decode_alarm(record.value or b"") for record in batch.records]
+        for incident in await self.responder.respond(alarms):
+            logger.info("incident %s v%d", incident.incident_id, incident.version)
+        await self._commit(batch, batch.records[-1].offset + 1)
+
+    async def _commit(self, batch: Batch, offset: int) -> None:
+        await self.offsets.write(batch.topic, batch.partition, offset, "", batch.generation)
+
+    async def _persist(self, batch: Batch, call: Callable[[Batch], Awaitable[None]]) -> None:
+        """Retry for as long as the batch is ours."""
+        attempt = 0
+        while self.offsets.is_current(batch.generation):
+            try:
+                return await call(batch)
+            except Fenced:
+                return None
+            except RetryableError as error:
+                await self.backoff.wait(attempt, str(error))
+                attempt += 1
+        return None
+
+    def close(self) -> None:
+        """Let go of ClickHouse, when nothing runs any more."""
+        self.executor.shutdown(wait=True)
+        self.store.close()
