@@ -7,8 +7,9 @@ commits by itself, when the effects of what it commits are stored.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,6 +22,8 @@ from pipeline.topics import bootstrap_addresses, check_transport, tls_context
 from pipeline.worker import WorkerState
 from schemas.alarm import Alarm, encode_alarm
 from schemas.signal import SignalPacket, Source, encode_packet
+
+logger = logging.getLogger(__name__)
 
 FETCH_BYTES = 8 * 1024 * 1024
 MESSAGE_BYTES = 4 * 1024 * 1024
@@ -44,7 +47,7 @@ def build_faust(settings: KafkaSettings) -> faust.App:
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=FETCH_BYTES,
         producer_acks=-1,
-        producer_compression_type="zstd",
+        producer_compression_type="lz4",
         producer_max_request_size=MESSAGE_BYTES,
         stream_buffer_maxsize=BUFFERED_CHUNKS,
         stream_wait_empty=False,
@@ -113,6 +116,26 @@ def _headers(source: Source, letter: DeadLetter) -> dict[str, bytes]:
     }
 
 
+async def run_or_crash(app: faust.App, work: Awaitable[None]) -> None:
+    """Await the work; what was not planned for ends the worker.
+
+    Faust would start a failed agent again with the *next* message. The successor
+    of a worker that ended does the same chunk again.
+    """
+    try:
+        await work
+    except Exception as error:
+        logger.critical("the worker cannot go on", exc_info=error)
+        await app.crash(error)
+        raise
+
+
+async def consume(app: faust.App, stream: Any, handle: Callable[[Any], Awaitable[None]]) -> None:
+    """Hand every chunk of the stream on, without acknowledging any."""
+    async for event in stream.noack().events():
+        await run_or_crash(app, handle(event.message))
+
+
 def build_app(app: faust.App, state: WorkerState) -> faust.App:
     """Hang the three agents on the app."""
     kafka = state.kafka
@@ -122,26 +145,25 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
 
     @app.agent(declare(kafka.events_topic), name="ingest")
     async def ingest(stream: Any) -> None:
-        async for event in stream.noack().events():
-            await state.ingest(event.message)
+        await consume(app, stream, state.ingest)
 
     @app.agent(declare(kafka.signals_topic), name="detect")
     async def detect(stream: Any) -> None:
-        async for event in stream.noack().events():
-            await state.detect(event.message)
+        await consume(app, stream, state.detect)
 
     @app.agent(declare(kafka.alarms_topic), name="respond")
     async def respond(stream: Any) -> None:
-        async for event in stream.noack().events():
-            await state.respond(event.message)
+        await consume(app, stream, state.respond)
 
-    app.task(state.work)
-    app.timer(TICK_S)(state.tick)
+    async def work() -> None:
+        await run_or_crash(app, state.work())
 
-    @app.on_before_shutdown.connect
-    async def stop_notifying(_: Any, **__: Any) -> None:
+    async def stop_notifying(*_: Any, **__: Any) -> None:
         await state.responder.hand_over()
 
+    app.task(work)
+    app.timer(TICK_S)(state.tick)
+    app.on_before_shutdown.connect(stop_notifying)
     return app
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import logging
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -11,7 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import Config
+from pipeline.errors import SinkUnavailable
+from pipeline.prices import UsageLine
 from pipeline.sinks.clickhouse import Store
+
+logger = logging.getLogger(__name__)
 
 Row = tuple[object, ...]
 
@@ -29,6 +34,24 @@ def ask(config: Config, query: str) -> tuple[list[str], list[Row]]:
         return store.query(query, read_only=True)
     finally:
         store.close()
+
+
+def read_usage(config: Config) -> list[UsageLine]:
+    """Return how many requests of each model were stored on each day; none without a store."""
+    try:
+        _, rows = ask(
+            config,
+            "SELECT if(response_model = '', request_model, response_model) AS model, provider,"
+            " toUnixTimestamp64Milli(max(event_time)), count() FROM requests"
+            " GROUP BY model, provider, toDate(event_time) ORDER BY ALL",
+        )
+    except SinkUnavailable as error:
+        logger.warning("prices are not checked against traffic: %s", error)
+        return []
+    return [
+        UsageLine(str(model), str(provider) or None, int(str(time_ms)), int(str(requests)))
+        for model, provider, time_ms, requests in rows
+    ]
 
 
 def render_json(names: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:

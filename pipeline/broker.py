@@ -133,7 +133,7 @@ class Broker:
             atexit.unregister(self.stop)
 
     def kill(self) -> None:
-        """End the broker at once, as a power cut would (SIGKILL). The data stay."""
+        """End the broker at once (SIGKILL), as the kernel does when memory is short. Data stay."""
         process = self._running()
         process.kill()
         self._reap(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 import click
+from msgspec import structs
 
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, KizashiError
@@ -55,6 +57,8 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # What Kafka's client says while it tries again is for those who look for it.
+    logging.getLogger("kafka").setLevel(logging.INFO if verbose else logging.CRITICAL)
     context.obj = lambda: load_config(config_file)
 
 
@@ -169,3 +173,76 @@ def config_group() -> None:
 def config_show(config: Config) -> None:
     """Print the configuration as it is in force, secrets masked."""
     click.echo(json.dumps(config.shown(), indent=2, ensure_ascii=False))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="An object per finding.")
+@configured
+def doctor(config: Config, as_json: bool) -> None:
+    """Look at everything that a worker needs; say what is wrong and how to mend it."""
+    from pipeline.doctor import examine
+
+    sick = False
+    for finding in examine(config):
+        sick = sick or not finding.well
+        if as_json:
+            click.echo(json.dumps(structs.asdict(finding), ensure_ascii=False))
+            continue
+        mark = click.style("ok  ", fg="green") if finding.well else click.style("BAD ", fg="red")
+        click.echo(f"{mark} {finding.check}: {finding.detail}")
+        if finding.remedy:
+            click.echo(f"     mend it: {finding.remedy}")
+    if sick:
+        sys.exit(1)
+
+
+@cli.group()
+def prices() -> None:
+    """The price table: what is in it, whether it fits the traffic, and your own over it."""
+
+
+@prices.command("list")
+@click.option("--model", help="Only this model.")
+@click.option("--at", type=click.DateTime(["%Y-%m-%d"]), help="Only what was in force on a day.")
+@click.option("--toml", "as_toml", is_flag=True, help="In the form in which tables are loaded.")
+@configured
+def prices_list(config: Config, model: str | None, at: dt.datetime | None, as_toml: bool) -> None:
+    """Print the prices in US dollars per million tokens."""
+    from pipeline.core.pricing import PriceTable
+    from pipeline.prices import configured_table, render_prices, select, table_to_toml
+
+    at_ms = None if at is None else round(at.replace(tzinfo=dt.UTC).timestamp() * 1000)
+    entries = select(configured_table(config.prices.file), model, at_ms)
+    click.echo(table_to_toml(PriceTable(entries)) if as_toml else render_prices(entries), nl=False)
+
+
+@prices.command("check")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@configured
+def prices_check(config: Config, file: Path | None) -> None:
+    """Check a price file, and the prices in force against the models that were seen."""
+    from pipeline.asking import read_usage
+    from pipeline.prices import check, configured_table, render_findings
+
+    table = configured_table(file or config.prices.file)
+    click.echo(f"{len(table.entries)} prices are well-formed")
+    findings = check(table, read_usage(config))
+    click.echo(render_findings(findings), nl=False)
+    if findings:
+        sys.exit(1)
+
+
+@prices.command("load")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("kizashi-prices"),
+    show_default=True,
+    help="Directory in which the table is kept.",
+)
+def prices_load(file: Path, into: Path) -> None:
+    """Check a price file and keep a copy of it; prints the configuration that uses it."""
+    from pipeline.prices import config_lines, install_table
+
+    click.echo(config_lines(install_table(file, into)), nl=False)

@@ -92,12 +92,11 @@ class DetectorRunner:
     def _update(self, owned: _Owned, record: Record) -> None:
         owned.position = record.offset
         try:
-            packet = decode_packet(record.value or b"")
-        except msgspec.MsgspecError as error:
+            verdicts, alarms = owned.bank.update(decode_packet(record.value or b""))
+        except (msgspec.MsgspecError, ValueError) as error:
             # Only another program can have written it; there is nothing to keep.
-            logger.warning("the signal at offset %d cannot be read: %s", record.offset, error)
+            logger.warning("the signal at offset %d is none of ours: %s", record.offset, error)
             return
-        verdicts, alarms = owned.bank.update(packet)
         owned.verdicts += verdicts
         owned.alarms += alarms
 

@@ -77,9 +77,9 @@ class Pacer:
     """Decides how long to wait before each event, so that a file plays at `speed`.
 
     1 is the pace of the recording, 60 plays an hour in a minute, None waits for
-    nothing. The first event sets the pace. A step in event time that would take longer
-    than `longest_step_s` to play, forwards or backwards, is jumped over, and
-    the pace is set anew: a stray time of the year 2099 must not stop the file.
+    nothing. The first event sets the pace. A step in event time that would take
+    longer than `longest_step_s` to play, forwards or backwards, is jumped over,
+    and the pace is set anew: a stray time of the year 2099 must not stop the file.
     """
 
     def __init__(self, speed: float | None, longest_step_s: float = _LONGEST_STEP_S) -> None:
@@ -111,8 +111,9 @@ class Head(msgspec.Struct, frozen=True):
     @property
     def key(self) -> bytes | None:
         """The record's key; None for an id that the codec will refuse anyway."""
-        usable = self.event_id is not None and 0 < len(self.event_id) <= _ID_LENGTH_MAX
-        return self.event_id.encode(errors="replace") if usable and self.event_id else None
+        if not self.event_id or len(self.event_id) > _ID_LENGTH_MAX:
+            return None
+        return self.event_id.encode(errors="replace")
 
     @property
     def time_ms(self) -> float | None:

@@ -183,6 +183,25 @@ def create_topics(settings: KafkaSettings, *, grow: bool = False) -> TopicReport
     )
 
 
+def examine_topics(settings: KafkaSettings) -> tuple[tuple[str, ...], tuple[Difference, ...]]:
+    """Return the planned topics that are missing, and where the others differ. Changes nothing.
+
+    Raises:
+        ConfigError: the settings cannot be used, or the broker refuses them.
+        SinkUnavailable: the broker does not answer.
+    """
+    plans = plan_topics(settings)
+    standing = topic_epochs(settings, [plan.name for plan in plans])
+    with connect_admin(settings) as admin, mapped_errors(settings):
+        found = _describe_planned(admin, [p for p in plans if p.name in standing])
+    servers = settings.bootstrap_servers
+    missing = tuple(p.name for p in plans if p.name not in found)
+    differences = (
+        d for p in plans if p.name in found for d in find_differences(p, found[p.name], servers)
+    )
+    return missing, tuple(differences)
+
+
 def topic_epochs(settings: KafkaSettings, names: Iterable[str]) -> dict[str, str]:
     """Return the topic id of each topic that exists, in Kafka's own base64 form.
 

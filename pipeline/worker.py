@@ -26,7 +26,7 @@ from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import Notifier, build_destinations
 from pipeline.sinks.outbox import ClickHouseOutbox
 from pipeline.sinks.requests import RequestStore
-from pipeline.topics import topic_epochs
+from pipeline.topics import examine_topics, topic_epochs
 from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
 from schemas.alarm import Alarm, decode_alarm
 from schemas.signal import Source
@@ -50,6 +50,8 @@ class WorkerState:
         self, config: Config, app: Any, publisher: PublishingAlarms, store: Store | None = None
     ) -> None:
         assert_compiled()
+        # Made anew whenever the alarms are taken over; here only to find a wrong key at the start.
+        build_destinations(config.notify)
         self.config = config
         self.kafka = config.kafka
         # One thread enters ClickHouse: the embedded engine wants it so, and the
@@ -67,16 +69,17 @@ class WorkerState:
 
     def _read_epochs(self) -> dict[str, str]:
         kafka = self.kafka
-        names = (
-            kafka.events_topic,
-            kafka.signals_topic,
-            kafka.alarms_topic,
-            kafka.deadletter_topic,
-        )
-        epochs = topic_epochs(kafka, names)
-        if missing := [name for name in names if name not in epochs]:
+        missing, differences = examine_topics(kafka)
+        if missing:
             raise ConfigError(f"topics are missing: {', '.join(missing)}; run `kizashi init`")
-        return epochs
+        for wrong in differences:
+            # A monitor's state lives where its hash says: both sides must count alike.
+            if wrong.topic == kafka.signals_topic and wrong.what == "partitions":
+                raise ConfigError(
+                    f"kafka.topics.signals_partitions is {wrong.planned},"
+                    f" but {wrong.topic} has {wrong.standing} partitions"
+                )
+        return topic_epochs(kafka, (kafka.events_topic, kafka.signals_topic))
 
     def _build(self) -> None:
         config, partitions = self.config, self.config.kafka.topics.signals_partitions

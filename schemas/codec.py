@@ -23,6 +23,7 @@ MAX_DETAIL = 300
 
 _FIELDS: tuple[msgspec.structs.FieldInfo, ...] = msgspec.structs.fields(Event)
 _KNOWN_KEYS = frozenset(f.encode_name for f in _FIELDS)
+
 _LABEL_ATTRIBUTES = tuple(
     f.name for f in _FIELDS if f.name not in {"prompt_embedding", "response_embedding"}
 )
@@ -34,8 +35,17 @@ _NOT_OBJECT = re.compile(r"^Expected `object`, got")
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]"
 )
+#: What every column of time can hold: minutes are kept as ClickHouse's DateTime (1970 to 2106).
+_STORABLE_MS = range(2**32 * 1000)
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MILLISECOND = dt.timedelta(milliseconds=1)
+
+
+class _Known(Event, frozen=True, forbid_unknown_fields=False):
+    """The same contract, blind to every other key."""
+
+
+_decode_known = msgspec.json.Decoder(_Known).decode
 
 
 class CodecLimits(Struct, frozen=True):
@@ -85,19 +95,16 @@ def _decode_with_attributes(
 ) -> Received | Rejected:
     """The slower way, taken only by events that have keys outside the contract."""
     try:
-        known: dict[str, Any] = {}
-        extra: dict[str, Any] = {}
-        for key, value in _decode_object(raw).items():
-            (known if key in _KNOWN_KEYS else extra)[key] = value
+        # The known keys are read from the bytes again, not from the dict: numbers,
+        # times and repeated keys must be judged by the rules of the fast way.
+        event = Event(**msgspec.structs.asdict(_decode_known(raw)))
+        extra = {k: v for k, v in _decode_object(raw).items() if k not in _KNOWN_KEYS}
         if (problem := _check_extra(extra, raw, limits)) is not None:
             return problem
         attributes = {key: _as_text(value) for key, value in extra.items()}
         if sum(len(k) + len(v) for k, v in attributes.items()) > limits.attribute_bytes:
             detail = f"unknown keys hold more than {limits.attribute_bytes} characters"
             return Rejected(Reason.TOO_MANY_ATTRIBUTES, detail, raw)
-        # Encoded again rather than converted: the JSON rules (strict numbers,
-        # RFC 3339 strings) must be the ones of the fast way.
-        event = _decode_event(msgspec.json.encode(known))
         return _accept(event, attributes, raw, written_ms, limits)
     except msgspec.ValidationError as error:
         return _explain(error, raw)
@@ -152,6 +159,9 @@ def _accept(
         days = (time_ms - written_ms) / 86_400_000
         detail = f"event.time is {days:+.1f} days from the time of writing"
         return Rejected(Reason.TIME_OUT_OF_RANGE, detail, raw)
+    # A record's own time can be forged, so the bounds against it are not enough.
+    if time_ms not in _STORABLE_MS:
+        return Rejected(Reason.TIME_OUT_OF_RANGE, "event.time is not between 1970 and 2106", raw)
     # A raw NUL is not JSON; it can only come in as an escape, which is rare
     # enough that the search for the six bytes pays for the exact check.
     if b"\\u0000" in raw and (name := _find_nul(event, attributes)) is not None:
@@ -163,7 +173,8 @@ def _to_ms(time: dt.datetime | float) -> int | None:
     """Milliseconds since the epoch, rounded down; None for what is not a point in time."""
     if isinstance(time, dt.datetime):
         return None if time.tzinfo is None else (time - _EPOCH) // _MILLISECOND
-    if not math.isfinite(time) or abs(time) > 1e12:
+    # Not `isfinite`: an integer may be too large to become a float.
+    if abs(time) > 1e12:
         return None
     return math.floor(time * 1000)
 
@@ -195,7 +206,8 @@ def _explain_malformed(error: msgspec.DecodeError, raw: bytes) -> Rejected:
         raw.decode("utf-8")
     except UnicodeDecodeError as bad:
         return Rejected(Reason.INVALID_UTF8, _clip(f"{bad.reason} at {bad.start}"), raw)
-    if _LONE_SURROGATE.search(raw):
+    # An escaped backslash begins no escape.
+    if _LONE_SURROGATE.search(raw.replace(rb"\\", b"  ")):
         return Rejected(Reason.LONE_SURROGATE, "half of a UTF-16 surrogate pair", raw)
     return Rejected(Reason.INVALID_JSON, _clip(str(error)), raw)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.chunk import Columns, MapColumn, MoneyColumn
+from pipeline.core.chunk import Columns, MapColumn
 from pipeline.core.features import ABSENT, TOKEN_FIELDS, Features
 from pipeline.core.histogram import find_buckets
 from pipeline.core.monitors import Split
@@ -16,6 +17,7 @@ from schemas.monitor import DIMENSIONS, grouping_name
 
 Ints = npt.NDArray[np.int64]
 MINUTE_MS = 60_000
+PART = 1_000_000
 
 SUM_COLUMNS = (
     "requests",
@@ -26,8 +28,9 @@ SUM_COLUMNS = (
     "cache_hits",
     "fallbacks",
     *TOKEN_FIELDS,
-    "cost_picodollars",
     "unpriced",
+    "cost_megapicodollars",
+    "cost_picodollars",
 )
 HISTOGRAMS = {
     "duration_ms": ("duration_s", 1e3),
@@ -73,8 +76,9 @@ def _sum_matrix(features: Features) -> Ints:
         features.cache_hits,
         features.fallbacks,
         *tokens,
-        np.where(features.costs.priced, features.costs.picodollars, 0),
         ~features.costs.priced,
+        # In two parts: a handful of absurd token counts must not overflow the sum of the rest.
+        *np.divmod(np.where(features.costs.priced, features.costs.picodollars, 0), PART),
     ]
     return np.stack([np.asarray(c, np.int64) for c in columns], axis=1)
 
@@ -129,9 +133,11 @@ def _rollup_rows(split: Split, keys: Ints, totals: Ints, minutes: int, first: in
 
 def _concatenate(parts: Sequence[Columns], record_ms: int) -> Columns:
     joined: Columns = {name: _join([part[name] for part in parts]) for name in parts[0]}
-    cost = np.asarray(joined.pop("cost_picodollars"))
-    joined["cost_usd"] = MoneyColumn(cost, np.ones(len(cost), np.bool_))
-    joined["record_time"] = np.full(len(cost), record_ms, np.int64)
+    high, low = (np.asarray(joined.pop(name)).tolist() for name in SUM_COLUMNS[-2:])
+    joined["cost_usd"] = [
+        Decimal(h * PART + rest).scaleb(-12) for h, rest in zip(high, low, strict=True)
+    ]
+    joined["record_time"] = np.full(len(high), record_ms, np.int64)
     return joined
 
 

@@ -29,7 +29,7 @@ _DIMENSIONS = dict.fromkeys(
     _TEXT,
 )
 
-#: Table → column → Arrow type. Money is Decimal(…, 12) and has no entry.
+#: Table → column → Arrow type. What has no entry is a count, or a `MoneyColumn`.
 SCHEMAS: dict[str, dict[str, pa.DataType]] = {
     "requests": {
         "event_time": _TIME,
@@ -78,6 +78,7 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "grouping": _TEXT,
         **_DIMENSIONS,
         "error_types": pa.map_(_TEXT, _COUNT),
+        "cost_usd": pa.decimal128(38, 12),
         "duration_ms": _BUCKETS,
         "first_chunk_ms": _BUCKETS,
         "output_token_us": _BUCKETS,

@@ -42,6 +42,8 @@ _ROW_ERRORS = frozenset(
         469,  # VIOLATED_CONSTRAINT
     }
 )
+#: UNKNOWN_TABLE and UNKNOWN_DATABASE.
+_NO_SCHEMA = frozenset({60, 81})
 _CODE = re.compile(r"Code: (\d+)")
 
 
@@ -89,7 +91,12 @@ class Store:
             SinkUnavailable: there is no such database, or it lacks the tables.
         """
         self._client.database = self._database
-        done = self.rows("SELECT max(number) FROM schema_migrations")
+        try:
+            done = self.rows("SELECT max(number) FROM schema_migrations")
+        except SinkUnavailable as error:
+            if error_code(error) in _NO_SCHEMA:
+                raise SinkUnavailable("there is no schema yet: run `kizashi init`") from error
+            raise
         if done[0][0] < len(read_migrations()):
             raise SinkUnavailable("the schema is older than this version: run `kizashi init`")
 

@@ -396,7 +396,7 @@ def _check_readable(handle: Any, sql: bytes, outward: re.Pattern[bytes]) -> None
     created a file (``sqlite``) or looked for a Python object (``python``). It does not refuse
     ``INTO OUTFILE`` (a client writes that file, and here the engine is the client), the
     function ``file`` (a server confines it to user_files; the embedded engine has none), KILL
-    QUERY, or a second statement.
+    QUERY, or a second statement; and EXISTS tells of a path whether there is such a file.
 
     The engine's own parser reads the statement first: what it prints back is one statement
     with no comments, strings in single quotes, and names quoted only if they need it.
@@ -410,6 +410,8 @@ def _check_readable(handle: Any, sql: bytes, outward: re.Pattern[bytes]) -> None
     unquoted = _TOKEN.sub(lambda t: b"''" if t["quoted"] else t[0], printed.bytes())
     if first_word(unquoted) not in _READING:
         raise QueryFailed(_READONLY, "Cannot execute query in readonly mode. (READONLY)")
+    if first_word(unquoted) == b"EXISTS" and b"/" in printed.bytes():
+        raise QueryFailed(_READONLY, "A path is no table. (READONLY)")
     if _OUTFILE.search(unquoted):
         raise QueryFailed(_READONLY, "INTO OUTFILE is not allowed. (READONLY)")
     if found := outward.search(unquoted):
@@ -643,6 +645,10 @@ class Faults:
         return left > 0
 
 
+class _Hung(KizashiError):
+    """This request is not to be answered."""
+
+
 class Endpoint:
     """The HTTP server. Start it in a running event loop; queries run in threads of its own.
 
@@ -734,6 +740,10 @@ class Endpoint:
             if request.method == "GET" and not request.query.get("query"):
                 return web.Response(text="Ok.\n", headers=headers)
             answer = await self._take_turn(request)
+        except _Hung:
+            # Here, where it holds no slot: others are to be served meanwhile.
+            await _until_gone(request)
+            return web.Response(status=503)
         except QueryFailed as error:
             headers["X-ClickHouse-Exception-Code"] = str(error.code)
             headers["Content-Type"] = "text/plain; charset=UTF-8"
@@ -745,7 +755,7 @@ class Endpoint:
             return
         expected = f"{self._config.username}\n{self._config.password}"
         given = "\n".join(_credentials(request))
-        if not hmac.compare_digest(given.encode(), expected.encode()):
+        if not hmac.compare_digest(given.encode(errors="replace"), expected.encode()):
             raise QueryFailed(
                 _AUTHENTICATION_FAILED,
                 "Authentication failed: password is incorrect, or there is no user with such name."
@@ -784,8 +794,7 @@ class Endpoint:
         if call.inserts and self._faults.take("refuse"):
             raise QueryFailed(_TOO_MANY_SIMULTANEOUS_QUERIES, "Refused by a fault.", 503)
         if call.inserts and self._faults.take("hang"):
-            await _until_gone(request)
-            raise QueryFailed(_TIMEOUT_EXCEEDED, "Hung by a fault.")
+            raise _Hung
         loop = asyncio.get_running_loop()
         answer = await loop.run_in_executor(self._threads, self._engine.answer, call)
         if call.inserts and self._faults.take("fail_after_apply"):
@@ -808,7 +817,9 @@ def understand(
         if parameters.get(name, "0") not in ("0", "false"):
             raise QueryFailed(_NOT_IMPLEMENTED, f"{name}=1: use Content-Encoding instead")
     # The statement may be in the URL, in the body, or begin in the one and end in the other.
-    sql = b"\n".join(part for part in (parameters.get("query", "").encode(), body) if part)
+    sql = b"\n".join(
+        part for part in (parameters.get("query", "").encode(errors="replace"), body) if part
+    )
     if not sql.strip():
         raise QueryFailed(_EMPTY_QUERY, "Empty query. (EMPTY_QUERY)", 400)
     version = parameters.get("client_protocol_version", "0")

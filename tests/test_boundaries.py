@@ -1,0 +1,231 @@
+"""Who may import whom: read from the source, held against one table."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("schemas", "detectors", "pipeline", "dashboards")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the modules under `layer` may import. The rule with the longest `layer` counts.
+
+    A name covers what is below it: ``pipeline.core`` allows ``pipeline.core.step``.
+    """
+
+    layer: str
+    #: Modules of ours.
+    ours: tuple[str, ...]
+    #: Third-party libraries; None allows all but the forbidden.
+    libraries: tuple[str, ...] | None = None
+    #: Never, whatever else is allowed; also attributes, as in ``datetime.datetime.now``.
+    forbidden: tuple[str, ...] = ()
+
+
+CLOCKS = (
+    "time",
+    "datetime.datetime.now",
+    "datetime.datetime.utcnow",
+    "datetime.datetime.today",
+    "datetime.date.today",
+)
+INPUT_OUTPUT = (
+    "asyncio",
+    "concurrent",
+    "http",
+    "logging",
+    "multiprocessing",
+    "os",
+    "random",
+    "secrets",
+    "selectors",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "threading",
+    "urllib.request",
+)
+STREAMING = ("faust", "mode", "aiokafka")
+#: Arrays in, arrays out; a msgspec.Struct is what our records are made of.
+MATHS = ("numpy", "scipy", "msgspec")
+PURE = (*CLOCKS, *INPUT_OUTPUT)
+CONTRACTS = ("schemas", "pipeline.errors", "pipeline.config")
+CORE = ("detectors", "pipeline.core", "pipeline.incidents")
+
+RULES = (
+    Rule("schemas", ours=("schemas",), libraries=("msgspec",), forbidden=PURE),
+    Rule("detectors", ours=("detectors", "schemas"), libraries=(*MATHS, "river"), forbidden=PURE),
+    Rule("dashboards", ours=("dashboards", "schemas"), libraries=("msgspec",)),
+    # What stands beside the shells. Only the two modules below stream, and nothing calls the CLI.
+    Rule(
+        "pipeline",
+        ours=("schemas", "detectors", "pipeline"),
+        forbidden=(*STREAMING, "pipeline.cli"),
+    ),
+    Rule("pipeline.app", ours=("schemas", "detectors", "pipeline")),
+    Rule("pipeline.transport", ours=("pipeline",)),
+    Rule("pipeline.cli", ours=PACKAGES, forbidden=STREAMING),
+    Rule("pipeline.__main__", ours=("pipeline.cli",)),
+    Rule("pipeline.demo", ours=("schemas", "detectors", "pipeline"), forbidden=STREAMING),
+    Rule("pipeline.errors", ours=(), libraries=(), forbidden=PURE),
+    Rule(
+        "pipeline.config",
+        ours=("schemas", "pipeline.errors"),
+        libraries=("pydantic", "pydantic_settings"),
+        forbidden=STREAMING,
+    ),
+    Rule("pipeline.topics", ours=CONTRACTS, forbidden=STREAMING),
+    Rule("pipeline.broker", ours=(*CONTRACTS, "pipeline.topics"), forbidden=STREAMING),
+    Rule("pipeline.core", ours=(*CONTRACTS, *CORE), libraries=MATHS, forbidden=PURE),
+    Rule("pipeline.incidents", ours=(*CONTRACTS, *CORE), libraries=MATHS, forbidden=PURE),
+    Rule("pipeline.sinks", ours=(*CONTRACTS, *CORE, "pipeline.sinks"), forbidden=STREAMING),
+)
+
+
+def covers(names: tuple[str, ...], name: str) -> bool:
+    return any(name == n or name.startswith(f"{n}.") for n in names)
+
+
+def rule_for(module: str) -> Rule:
+    return max((r for r in RULES if covers((r.layer,), module)), key=lambda r: len(r.layer))
+
+
+def imported(tree: ast.AST, module: str, modules: frozenset[str]) -> Iterator[str]:
+    """The full name of everything imported, wherever in the module the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute(node, module, modules)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and named_at_run_time(node):
+            yield str(ast.literal_eval(node.args[0]))
+
+
+def absolute(node: ast.ImportFrom, module: str, modules: frozenset[str]) -> str:
+    if not node.level:
+        return node.module or ""
+    is_package = any(m.startswith(f"{module}.") for m in modules)
+    parts = module.split(".") + ([""] if is_package else [])
+    return ".".join([*parts[: -node.level], *([node.module] if node.module else [])])
+
+
+def named_at_run_time(node: ast.Call) -> bool:
+    """``importlib.import_module("x")`` and ``__import__("x")`` import as well."""
+    called = ast.unparse(node.func).rpartition(".")[2]
+    names_it = bool(node.args) and isinstance(node.args[0], ast.Constant)
+    return called in {"import_module", "__import__"} and names_it
+
+
+def used(tree: ast.AST) -> Iterator[str]:
+    """Dotted names that go through an import: ``dt.datetime.now`` is ``datetime.datetime.now``."""
+    origin = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            origin |= {a.asname or a.name.partition(".")[0]: a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            origin |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            first, _, rest = ast.unparse(node).partition(".")
+            if first in origin:
+                yield f"{origin[first]}.{rest}"
+
+
+def violations(module: str, source: str, modules: frozenset[str]) -> list[str]:
+    """Say what `module` imports or uses against its rule."""
+    rule, tree = rule_for(module), ast.parse(source)
+    names = set(imported(tree, module, modules))
+    forbidden = {n for n in names | set(used(tree)) if covers(rule.forbidden, n)}
+    strangers = {n for n in names - forbidden if not is_allowed(n, rule, modules)}
+    return sorted(f"{module}: {name}" for name in forbidden | strangers)
+
+
+def is_allowed(name: str, rule: Rule, modules: frozenset[str]) -> bool:
+    top = name.partition(".")[0]
+    if top == "tests":
+        return False
+    if top in PACKAGES:
+        # What is imported from a package is a module of it, or a name that its __init__ defines.
+        target = name if name in modules else name.rpartition(".")[0]
+        return covers(rule.ours, target)
+    if top in sys.stdlib_module_names:
+        return True
+    return rule.libraries is None or top in rule.libraries
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(f): f for package in PACKAGES for f in sorted((ROOT / package).rglob("*.py"))}
+MODULES = frozenset(FILES)
+
+
+def test_the_modules_are_found() -> None:
+    assert {"schemas.event", "detectors", "pipeline.core", "pipeline.config"} <= MODULES
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_keeps_to_its_layer(module: str) -> None:
+    assert violations(module, FILES[module].read_text(encoding="utf-8"), MODULES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("schemas.event", "import numpy", "numpy"),
+        ("schemas.event", "from pipeline import errors", "pipeline.errors"),
+        ("schemas.event", "from datetime import datetime\ndatetime.now()", "datetime.datetime.now"),
+        ("detectors.rate", "import datetime as dt\ndt.date.today()", "datetime.date.today"),
+        ("detectors.rate", "def f():\n    import logging", "logging"),
+        ("detectors.rate", "from os import environ", "os.environ"),
+        ("detectors.rate", "import clickhouse_connect", "clickhouse_connect"),
+        ("detectors.rate", "from pipeline.config import Config", "pipeline.config.Config"),
+        ("pipeline.core.step", "from ..sinks import clickhouse", "pipeline.sinks.clickhouse"),
+        ("pipeline.core.step", "import httpx", "httpx"),
+        ("pipeline.core.step", "from time import monotonic as now", "time.monotonic"),
+        ("pipeline.incidents.group", "import urllib.request", "urllib.request"),
+        ("pipeline.incidents.group", "from pipeline.cli import main", "pipeline.cli.main"),
+        ("pipeline.sinks.webhook", "from pipeline import topics", "pipeline.topics"),
+        ("pipeline.demo", "import faust", "faust"),
+        ("pipeline.local", "from aiokafka import AIOKafkaConsumer", "aiokafka.AIOKafkaConsumer"),
+        ("pipeline.local", "import importlib\nimportlib.import_module('mode')", "mode"),
+        ("pipeline.local", "from pipeline.cli import main", "pipeline.cli.main"),
+        ("pipeline.local", "from dashboards import panels", "dashboards.panels"),
+        ("pipeline.cli", "import tests.support", "tests.support"),
+        ("dashboards.panels", "from pipeline.core import step", "pipeline.core.step"),
+    ],
+)
+def test_a_breach_is_found(module: str, source: str, found: str) -> None:
+    assert violations(module, source, MODULES | {module}) == [f"{module}: {found}"]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("schemas.event", "import datetime as dt\nfrom msgspec import Struct\ndt.datetime.max"),
+        (
+            "detectors.rate",
+            "import numpy as np\nfrom scipy import stats\nimport schemas.signal",
+        ),
+        ("pipeline.core.step", "from . import chunk\nfrom detectors import rate"),
+        ("pipeline.core.step", "def time(now): ...\ntime.now()"),
+        ("pipeline.core", "from .step import f"),
+        ("pipeline.app", "import faust\nfrom pipeline.transport import Transport"),
+        ("pipeline.cli", "from dashboards import panels"),
+        ("dashboards.panels", "from schemas.signal import Family\nimport json"),
+    ],
+)
+def test_what_is_allowed_is_not_complained_of(module: str, source: str) -> None:
+    assert violations(module, source, MODULES | {module, "pipeline.core.step"}) == []

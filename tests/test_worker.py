@@ -1,0 +1,271 @@
+"""Real workers, real Kafka, the real ClickHouse engine: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import TopicSettings
+from pipeline.producing import produce
+from tests.support.clickhouse import ClickHouseServer
+from tests.support.kafka import KafkaServer, consume, settings_for
+from tests.support.pagerduty import ROUTING_KEY, FakePagerDuty
+from tests.support.workers import Stack, running
+
+pytestmark = pytest.mark.kafka
+EVENTS = 200_000
+SESSION_S = 6
+
+
+@pytest.fixture
+def stack(
+    kafka: KafkaServer,
+    topic_prefix: str,
+    clickhouse_server: ClickHouseServer,
+    database: str,
+    tmp_path: Path,
+) -> Iterator[Stack]:
+    settings = settings_for(
+        kafka.bootstrap_servers,
+        topic_prefix,
+        topics=TopicSettings(partitions=4, signals_partitions=2),
+    )
+    with running(settings, clickhouse_server, database, tmp_path) as made:
+        yield made
+
+
+def chance(i: int, salt: int) -> float:
+    """A number in [0, 1) that looks random, and is the same in every run."""
+    return zlib.crc32(f"{i}/{salt}".encode()) / 2**32
+
+
+def event(i: int, now_s: float, **changes: Any) -> bytes:
+    fields = {
+        "event.id": f"event-{i}",
+        "event.time": round(now_s - 600 + i * 600 / EVENTS, 3),
+        "gen_ai.provider.name": ("openai", "anthropic")[i % 2],
+        "gen_ai.request.model": ("gpt-4o", "claude-3-5-sonnet-20241022")[i % 2],
+        "gen_ai.usage.input_tokens": 100 + int(900 * chance(i, 1)),
+        "gen_ai.usage.output_tokens": 100 + int(200 * chance(i, 2)),
+        "gen_ai.usage.cache_read.input_tokens": int(100 * chance(i, 3)),
+        "gen_ai.client.operation.duration": round(2 + 3 * chance(i, 4), 3),
+        "gen_ai.response.time_to_first_chunk": round(0.1 + chance(i, 5), 3),
+        "gen_ai.response.finish_reasons": ["length" if chance(i, 6) < 0.02 else "stop"],
+        "gateway.route": f"route-{i % 5}",
+        "gateway.tenant": f"tenant-{i % 7}",
+        "gateway.region": ("us", "eu", "jp")[i % 3],
+        "gateway.refusal": chance(i, 7) < 0.01,
+        "gateway.cache": "hit" if chance(i, 8) < 0.1 else "miss",
+    }
+    if chance(i, 9) < 0.005:
+        fields["error.type"] = ("timeout", "rate_limit")[i % 2]
+    return json.dumps(fields | changes).encode()
+
+
+ROLLUPS = """
+    SELECT minute, {dimensions}, sum(requests), sum(errors), sumMap(error_types), sum(answered),
+           sum(refusals), sum(truncations), sum(cache_hits), sum(input_tokens),
+           sum(output_tokens), sum(cache_read_tokens), sum(cost_usd), sum(unpriced),
+           arraySum(mapValues(sumMap(duration_ms)))
+    FROM rollup_1m WHERE grouping = '{grouping}' GROUP BY minute, {dimensions} ORDER BY ALL
+"""
+RECOMPUTED = """
+    SELECT toStartOfMinute(event_time) AS minute, {dimensions}, count(), countIf(error_type != ''),
+           mapFilter((k, v) -> k != '', sumMap(map(error_type, 1::UInt64))),
+           countIf(error_type = ''), countIf(refused), countIf(truncated), countIf(cache = 'hit'),
+           sum(ifNull(input_tokens, 0)), sum(ifNull(output_tokens, 0)),
+           sum(ifNull(cache_read_tokens, 0)), sum(ifNull(cost_usd, 0)), countIf(cost_usd IS NULL),
+           countIf(duration_s IS NOT NULL)
+    FROM requests GROUP BY minute, {dimensions} ORDER BY ALL
+"""
+GROUPINGS = ["request_model", "route", "request_model,route", "tenant", "provider,region"]
+
+
+def assert_rollups_equal_their_recomputation(stack: Stack) -> None:
+    for grouping in GROUPINGS:
+        rolled = stack.store.rows(ROLLUPS.format(grouping=grouping, dimensions=grouping))
+        again = stack.store.rows(RECOMPUTED.format(dimensions=grouping))
+        assert [_plain(r) for r in rolled] == [_plain(r) for r in again], grouping
+
+
+def _plain(row: tuple[Any, ...]) -> list[str]:
+    return [str(sorted(v.items())) if isinstance(v, dict) else str(v) for v in row]
+
+
+def test_200_000_events_two_workers_one_killed(stack: Stack) -> None:
+    first, second = stack.worker(), stack.worker()
+    now_s = time.time()
+    produce(stack.kafka, (event(i, now_s) for i in range(EVENTS // 2)))
+    stack.wait(
+        lambda: stack.count("SELECT count() FROM requests") > EVENTS // 10, 60, "the first events"
+    )
+    first.kill()
+    produce(stack.kafka, (event(i, now_s) for i in range(EVENTS // 2, EVENTS)))
+    first.start()
+    stack.wait(
+        lambda: stack.count("SELECT uniqExact(event_id) FROM requests") == EVENTS, 120, "all events"
+    )
+    # The last rollups follow the last requests; then a doubled chunk would still show.
+    rolled = "SELECT sum(requests) FROM rollup_1m WHERE grouping = 'request_model'"
+    stack.wait(lambda: stack.count(rolled) >= EVENTS, 30, "all rollups")
+    assert stack.count("SELECT count() FROM requests") == EVENTS
+    assert stack.count("SELECT uniqExact(event_id) FROM requests") == EVENTS
+    assert stack.count("SELECT count() FROM (SELECT DISTINCT partition, offset FROM requests)") == (
+        EVENTS
+    )
+    for grouping in GROUPINGS:
+        total = f"SELECT sum(requests) FROM rollup_1m WHERE grouping = '{grouping}'"
+        assert stack.count(total) == EVENTS
+    assert_rollups_equal_their_recomputation(stack)
+    assert second.running
+    assert first.stop() == 0 or not first.running
+
+
+BAD = {
+    "invalid_json": b"not json",
+    "invalid_utf8": event(1, 0.0)[:-2] + b"\xe3\x81",
+    "missing_field": b'{"event.time": 1, "gen_ai.request.model": "m"}',
+    "not_an_object": b"[1, 2]",
+    "too_large": b'{"prompt.text": "' + b"x" * 1_000_000 + b'"}',
+}
+
+
+def bad_records(now_s: float) -> list[tuple[str, bytes]]:
+    deep = b"[" * 5_000 + b"]" * 5_000
+    valid = event(0, now_s)[:-1]
+    return [
+        *BAD.items(),
+        ("invalid_field", event(2, now_s, **{"gen_ai.usage.input_tokens": "12"})),
+        ("invalid_field", event(3, now_s, **{"gen_ai.usage.input_tokens": -1})),
+        ("invalid_field", event(4, now_s, **{"gen_ai.usage.input_tokens": 2**63})),
+        ("invalid_json", valid + b', "gen_ai.request.temperature": NaN}'),
+        ("too_deep", valid + b', "x": ' + deep + b"}"),
+        ("control_character", event(5, now_s, **{"gateway.route": "a\0b"})),
+        ("lone_surrogate", valid + b', "prompt.text": "\\ud800"}'),
+        ("time_out_of_range", event(6, now_s, **{"event.time": now_s - 10 * 365 * 86_400})),
+        ("time_out_of_range", event(7, now_s, **{"event.time": now_s + 10 * 365 * 86_400})),
+    ]
+
+
+def test_bad_input_is_dead_lettered_and_its_neighbours_are_stored(stack: Stack) -> None:
+    now_s = time.time()
+    bad = bad_records(now_s)
+    good = [event(1_000 + i, now_s) for i in range(len(bad) + 2)]
+    lines = [each for pair in zip(good, (raw for _, raw in bad), strict=False) for each in pair]
+    lines += [good[-2], good[-1], good[0]]
+    stack.worker()
+    report = produce(stack.kafka, lines)
+    assert report.failed == 0
+    send_tombstone(stack)
+    stack.wait(
+        lambda: stack.count("SELECT count() FROM deadletters") == len(bad) + 1, 60, "dead letters"
+    )
+    stack.wait(
+        lambda: stack.count("SELECT count() FROM requests") == len(good), 30, "good neighbours"
+    )
+    expected = sorted([reason for reason, _ in bad] + ["tombstone"])
+    stored = stack.store.rows("SELECT reason FROM deadletters ORDER BY reason")
+    assert [row[0] for row in stored] == expected
+    stack.wait(
+        lambda: len(consume(stack.kafka, stack.kafka.deadletter_topic)) == len(bad) + 1,
+        30,
+        "dead letters on their topic",
+    )
+    letters = consume(stack.kafka, stack.kafka.deadletter_topic)
+    got = sorted((dict(r.headers)["reason"].decode(), r.value or b"") for r in letters)
+    assert got == sorted([*bad, ("tombstone", b"")])
+    assert stack.count("SELECT sum(requests) FROM rollup_1m WHERE grouping = 'route'") == len(good)
+
+
+def send_tombstone(stack: Stack) -> None:
+    from kafka import KafkaProducer
+
+    from pipeline.topics import client_settings
+
+    producer = KafkaProducer(**client_settings(stack.kafka))
+    producer.send(stack.kafka.events_topic, key=b"gone", value=None).get(timeout=10)
+    producer.close()
+
+
+def test_clickhouse_away_under_load_loses_nothing(
+    stack: Stack, clickhouse_server: ClickHouseServer
+) -> None:
+    """Away for 30 s: the worker holds what it may, stops reading, and goes on afterwards."""
+    stack.extra = {"KIZASHI_INGEST__HELD_BYTES": str(4 * 1024 * 1024)}
+    worker = stack.worker()
+    now_s = time.time()
+    count = 60_000
+    produce(stack.kafka, (event(i, now_s) for i in range(count // 3)))
+    stack.wait(lambda: stack.count("SELECT count() FROM requests") > 0, 60, "the first events")
+    before_mb = worker.rss_mb
+    clickhouse_server.kill()
+    try:
+        produce(stack.kafka, (event(i, now_s) for i in range(count // 3, count)))
+        gone_at = time.monotonic()
+        peak_mb = before_mb
+        while time.monotonic() - gone_at < 30:
+            peak_mb = max(peak_mb, worker.rss_mb)
+            time.sleep(0.5)
+        assert worker.running
+    finally:
+        clickhouse_server.start()
+    stack.wait(
+        lambda: stack.count("SELECT uniqExact(event_id) FROM requests") == count, 90, "all events"
+    )
+    total = "SELECT sum(requests) FROM rollup_1m WHERE grouping = 'route'"
+    stack.wait(lambda: stack.count(total) == count, 30, "all rollups")
+    assert stack.count("SELECT count() FROM requests") == count
+    assert_rollups_equal_their_recomputation(stack)
+    assert peak_mb < before_mb + 250
+
+
+def test_pagerduty_failing_for_a_while_hears_of_each_incident_once(
+    stack: Stack, pagerduty: FakePagerDuty
+) -> None:
+    stack.extra = {
+        "KIZASHI_NOTIFY__PAGERDUTY__ROUTING_KEY": ROUTING_KEY,
+        "KIZASHI_NOTIFY__PAGERDUTY__URL": pagerduty.url,
+        "KIZASHI_NOTIFY__RETRY_MAX_S": "5",
+        "KIZASHI_DETECTION__LEARN_EVENTS": "300",
+    }
+    pagerduty.answer(500)
+    stack.worker()
+    now_s = time.time()
+    produce(stack.kafka, list(refusing_hour(now_s)), speed=120)
+    stack.wait(lambda: len(pagerduty.received) >= 2, 60, "attempts")
+    failing_since = time.monotonic()
+    stack.wait(
+        lambda: stack.count("SELECT count() FROM incidents WHERE status = 'resolved'") == 1,
+        90,
+        "the incident",
+    )
+    while time.monotonic() - failing_since < 30:
+        time.sleep(0.5)
+    assert not pagerduty.accepted
+    pagerduty.recover()
+    stack.wait(lambda: len(pagerduty.accepted) >= 2, 60, "trigger and resolve")
+    assert pagerduty.actions == ["trigger", "resolve"]
+    assert len({each["dedup_key"] for each in pagerduty.accepted}) == 1
+    assert stack.count("SELECT count() FROM requests") == 6_000
+
+
+def refusing_hour(now_s: float) -> Iterator[bytes]:
+    """An hour in which one route refuses from minute 20 to 35."""
+    for i in range(6_000):
+        minute = i / 100
+        refusing = 20 <= minute < 35 and i % 5 == 0
+        yield event(
+            i,
+            now_s,
+            **{
+                "event.time": now_s - 3_600 + i * 0.6,
+                "gateway.refusal": chance(i, 7) < (0.5 if refusing else 0.01),
+                "error.type": None,
+            },
+        )
