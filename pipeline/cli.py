@@ -148,6 +148,29 @@ def replay(config: Config, files: tuple[Path, ...], as_json: bool, keep: bool) -
 
 
 @cli.command()
+@click.option(
+    "--for",
+    "seconds",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Seconds in which the hour is played.",
+)
+@click.option("--json", "as_json", is_flag=True, help="No view; the last line is a JSON object.")
+@click.option(
+    "--kafka",
+    is_flag=True,
+    help="Through a broker and the Faust worker: the configured one, or one started for this.",
+)
+@configured
+def demo(config: Config, seconds: float, as_json: bool, kafka: bool) -> None:
+    """Play an hour of a simulated company in a minute: what it looks like when things go wrong."""
+    from pipeline.demo.start import play_demo
+
+    play_demo(config, seconds, as_json=as_json, over_kafka=kafka)
+
+
+@cli.command()
 @click.argument("query")
 @click.option("--json", "as_json", is_flag=True, help="An object per row.")
 @configured

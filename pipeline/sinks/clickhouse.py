@@ -152,6 +152,10 @@ class Store:
             raise
         return list(result.column_names), [tuple(row) for row in result.result_rows]
 
+    def truncate(self, table: str) -> None:
+        """Remove every row of one of our tables."""
+        self._run(f"TRUNCATE TABLE {table}")
+
     def _apply(self, migration: Migration) -> None:
         days = {
             "requests_ttl_days": self._settings.requests_ttl_days,
