@@ -4,6 +4,12 @@ State is arrays over monitors × signals; a packet costs a fixed number of numpy
 passes over the monitors in it. It is a deterministic function of the packets
 taken in, in order, and of nothing else: no clock, no randomness. A snapshot
 carries the position of every source, so packets that come again change nothing.
+
+What is promised: while nothing changes, at most `false_alarms_per_week` alarms
+a week over all monitors and families together, and in addition an alarm from
+each stream whose reference bound is wrong, which `ReferenceConfig.miss` bounds.
+A week is a week of each monitor's own event time, plus `MIN_GAP_MS` for each of
+its events: at 100 events a second, a tenth more.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from detectors.rate import RateDetector, RateDetectorConfig
+from detectors.rate import Change, RateDetector, RateDetectorConfig
 from detectors.recovery import RecoveryTest
 from detectors.reference import RateReference, ReferenceConfig
 from schemas.alarm import Alarm, Direction, Rate, State, Transition, Verdict
@@ -34,10 +40,19 @@ MINUTE_MS = 60_000
 MAX_GAP_MS = 3_600_000
 #: … and every event at least this much, so that a stream without a usable clock is watched too.
 MIN_GAP_MS = 1
-#: Evidence this close to the threshold (in nats) is not quiet: nothing is learned from it.
+#: Evidence this close to the threshold (in nats) is not quiet: nothing is learned from it. But
+#: what lies below 1 always is: without a change that is passed at most once in a week, and
+#: to discard more often would select what the reference is learned from.
 QUIET_MARGIN = 7.0
+#: However far the watermark leaps, a silent monitor was silent for at most this long.
+MAX_SILENT_STEP_MS = 60_000
+#: Alternatives of the detectors that ask whether a rate is beyond all that is immaterial.
+BEYOND = RateDetectorConfig((0.5, 2.0, 5.0))
 #: What counts as slow is the reference's quantile at this level.
 SLOW_QUANTILE = 0.9
+
+#: Of the snapshot's form.
+VERSION = 2
 
 SIGNALS: tuple[Signal, ...] = tuple(Signal)
 FAMILIES: tuple[Family, ...] = tuple(Family)
@@ -82,6 +97,8 @@ class _Open(msgspec.Struct):
     alarm: Alarm
     signal: int
     recovery: RecoveryTest
+    #: How far the watermark has come since the monitor was last heard of.
+    silent_ms: int = 0
 
 
 class Bank:
@@ -89,11 +106,18 @@ class Bank:
 
     def __init__(self, config: BankConfig) -> None:
         self.config = config
+        families = [config.materiality[FAMILY_OF[s]] for s in SIGNALS]
+        #: Ratio and difference, shape (signals, 2).
+        self._materiality: Floats = np.array([(m.ratio, m.difference) for m in families])
         self._monitors: dict[Monitor, int] = {}
         self._monitor_at: dict[int, Monitor] = {}
         self._free: list[int] = []
         self._rows = 0
         self._detector = RateDetector(config.detector, 0)
+        # Beside it the same question with another null: not "is this the baseline?"
+        # but "is this a change too small to matter?". A small change that has
+        # lasted for weeks would otherwise hide a large one behind its average.
+        self._beyond = RateDetector(BEYOND, 0)
         self._reference = RateReference(config.reference, 0)
         self._last_ms: Ints = np.zeros(0, np.int64)
         self._verdict_minute: Ints = np.zeros(0, np.int64)
@@ -119,21 +143,28 @@ class Bank:
         return [each.alarm for each in self._open.values()]
 
     def update(self, packet: SignalPacket) -> Findings:
-        """Take in one packet; one that was taken in before changes nothing."""
+        """Take in one packet; one that was taken in before changes nothing.
+
+        Raises:
+            ValueError: its counts are impossible, or a monitor stands in it twice;
+                nothing has changed.
+        """
+        keys = _check(packet)
         if not self._advance(packet):
             return Findings([], [])
-        counts = [c for c in packet.counts if c.requests]
+        rows, counts = self._find_rows(
+            [(key, c) for key, c in zip(keys, packet.counts, strict=True) if c.requests]
+        )
         if not counts:
             return Findings([], [])
-        rows = self._find_rows(packet, counts)
         last = np.array([c.last_time_ms for c in counts])
         k, n = self._count_signals(rows, counts)
         self._judge(rows, counts, k, n, last)
-        alarms = self._raise(packet, rows, last) + self._recover(packet, rows, k, n)
+        step_ms = self._advance_time(rows, last)
+        # Cleared first: evidence from before a recovery cannot raise the alarm again.
+        alarms = self._recover(packet, rows, k, n) + self._raise(packet, rows)
         self._learn(rows, k, n)
-        self._last_ms[rows] = np.maximum(self._last_ms[rows], last)
-        self._watermark_ms = max(self._watermark_ms, int(last.max()))
-        alarms += self._clear_silent(packet)
+        alarms += self._clear_silent(packet, rows, step_ms)
         return Findings(self._report(rows), alarms)
 
     def _advance(self, packet: SignalPacket) -> bool:
@@ -145,14 +176,30 @@ class Bank:
         self._seen[key] = position
         return True
 
+    def _advance_time(self, rows: Ints, last: Ints) -> int:
+        """Return how far the watermark moved."""
+        before = self._watermark_ms or int(last.max())
+        self._last_ms[rows] = np.maximum(self._last_ms[rows], last)
+        self._watermark_ms = max(before, int(last.max()))
+        return self._watermark_ms - before
+
     # Rows: a monitor has one row; a stream (row × signal) has index row · signals + signal.
 
-    def _find_rows(self, packet: SignalPacket, counts: list[MonitorCounts]) -> Ints:
-        groupings = [parse_grouping(name) for name in packet.groupings]
-        keys = [Monitor(groupings[c.grouping], c.values) for c in counts]
-        missing = sum(key not in self._monitors for key in keys)
-        self._make_room(missing, keep=set(keys))
-        return np.array([self._row_of(key) for key in keys])
+    def _find_rows(
+        self, found: list[tuple[Monitor, MonitorCounts]]
+    ) -> tuple[Ints, list[MonitorCounts]]:
+        """Return the rows of the monitors there is room for, and their counts."""
+        missing = sum(key not in self._monitors for key, _ in found)
+        free = self._make_room(missing, keep={key for key, _ in found})
+        rows, counts = [], []
+        for key, each in found:
+            if key not in self._monitors:
+                if not free:
+                    continue
+                free -= 1
+            rows.append(self._row_of(key))
+            counts.append(each)
+        return np.array(rows, np.int64), counts
 
     def _row_of(self, monitor: Monitor) -> int:
         row = self._monitors.get(monitor)
@@ -161,7 +208,8 @@ class Bank:
             self._monitor_at[row] = monitor
         return row
 
-    def _make_room(self, needed: int, keep: set[Monitor]) -> None:
+    def _make_room(self, needed: int, keep: set[Monitor]) -> int:
+        """Make room for new monitors and return for how many there is, up to `needed`."""
         over = len(self._monitors) + needed - self.config.monitors
         if over > 0:
             # The longest silent go first; one that stands alarmed, or is in this packet, stays.
@@ -170,13 +218,16 @@ class Bank:
             idle.sort(key=lambda m: (int(self._last_ms[self._monitors[m]]), m))
             for monitor in idle[:over]:
                 self._evict(monitor)
-        if needed > len(self._free):
-            self._grow(max(needed - len(self._free), self._rows, 64))
+        room = min(needed, self.config.monitors - len(self._monitors))
+        if room > len(self._free):
+            self._grow(max(room - len(self._free), self._rows, 64))
+        return room
 
     def _grow(self, extra: int) -> None:
         first, self._rows = self._rows, self._rows + extra
         self._free[:0] = range(self._rows - 1, first - 1, -1)
         self._detector.resize(self._rows * len(SIGNALS))
+        self._beyond.resize(self._rows * len(SIGNALS))
         self._reference.resize(self._rows * len(SIGNALS))
         blank = np.zeros(extra, np.int64)
         self._last_ms = np.concatenate([self._last_ms, blank])
@@ -187,6 +238,7 @@ class Bank:
         del self._monitor_at[row]
         streams = row * len(SIGNALS) + np.arange(len(SIGNALS))
         self._detector.reset(streams)
+        self._beyond.reset(streams)
         self._reference.reset(streams)
         self._last_ms[row] = self._verdict_minute[row] = 0
         for signal in range(len(SIGNALS)):
@@ -248,72 +300,86 @@ class Bank:
         gap = np.maximum(np.clip(since, 0, MAX_GAP_MS), requests * MIN_GAP_MS)
         streams = rows[:, None] * len(SIGNALS) + np.arange(len(SIGNALS))
         use = (n > 0) & self._reference.ready(streams.ravel()).reshape(streams.shape)
-        m, _ = np.nonzero(use)
+        m, signal = np.nonzero(use)
         low, high = self._reference.bounds(streams[use])
-        self._detector.update(streams[use], k[use], n[use], low, high, gap[m] / WEEK_MS, first[m])
+        rest = (gap[m] / WEEK_MS, first[m])
+        self._detector.update(streams[use], k[use], n[use], low, high, *rest)
+        least, most = self._immaterial(streams[use], signal, low, high)
+        self._beyond.update(streams[use], k[use], n[use], least, most, *rest)
 
-    def _family_evidence(self, rows: Ints, family: Family) -> Floats:
+    def _immaterial(
+        self, streams: Ints, signal: Ints, low: Floats, high: Floats
+    ) -> tuple[Floats, Floats]:
+        """The span of rates that are no change, or one too small to matter."""
+        count, total = self._reference.counts(streams)
+        rate = (count + 0.5) / (total + 1)
+        ratio, difference = self._materiality[signal].T
+        least = np.minimum(low, np.minimum(rate / ratio, rate - difference))
+        most = np.maximum(high, np.maximum(rate * ratio, rate + difference))
+        return np.maximum(least, 0.0), np.minimum(most, 1.0)
+
+    def _family_evidence(
+        self, rows: Ints, family: Family, detector: RateDetector | None = None
+    ) -> Floats:
         """Mean of the e-values of the family's signals: dependent, so never multiplied."""
         members = _FAMILY_MEMBERS[family]
-        each = [self._detector.log_evidence(rows * len(SIGNALS) + s) for s in members]
+        detector = detector or self._detector
+        each = [detector.log_evidence(rows * len(SIGNALS) + s) for s in members]
         with np.errstate(divide="ignore", invalid="ignore"):
             mean: Floats = np.logaddexp.reduce(each, axis=0) - np.log(len(members))
         return mean
 
-    def _raise(self, packet: SignalPacket, rows: Ints, last: Ints) -> list[Alarm]:
+    def _raise(self, packet: SignalPacket, rows: Ints) -> list[Alarm]:
         alarms = []
         for index, family in enumerate(FAMILIES):
             evidence = self._family_evidence(rows, family)
+            beyond = self._family_evidence(rows, family, self._beyond)
             for at in np.flatnonzero(evidence >= self.log_threshold):
                 row = int(rows[at])
                 if (row, index) in self._open:
                     continue
-                lead = self._leading_signal(row, family)
-                if not self._is_material(row, lead):
-                    continue
-                alarm = self._make_alarm(packet, row, lead, float(evidence[at]), int(last[at]))
+                lead, change = self._lead(row, family, self._detector)
+                if not self._is_material(row, lead, change):
+                    if beyond[at] < self.log_threshold:
+                        continue
+                    lead, change = self._lead(row, family, self._beyond)
+                alarm = self._make_alarm(packet, row, lead, change, float(evidence[at]))
                 self._open[row, index] = _Open(alarm, lead, self._recovery_test(alarm, row, lead))
                 alarms.append(alarm)
         return alarms
 
-    def _leading_signal(self, row: int, family: Family) -> int:
+    def _lead(self, row: int, family: Family, detector: RateDetector) -> tuple[int, Change]:
+        """The signal of the family with the most evidence, and its change."""
         members = _FAMILY_MEMBERS[family]
-        evidence = [self._detector.log_evidence(self._stream(row, s))[0] for s in members]
-        return members[int(np.argmax(evidence))]
+        evidence = [detector.log_evidence(self._stream(row, s))[0] for s in members]
+        signal = members[int(np.argmax(evidence))]
+        return signal, detector.change(self._stream(row, signal))
 
     def _stream(self, row: int, signal: int) -> Ints:
         return np.array([row * len(SIGNALS) + signal])
 
-    def _rates(self, row: int, signal: int) -> tuple[Rate, Rate]:
-        stream = self._stream(row, signal)
-        count, total = self._reference.counts(stream)
-        change = self._detector.change(stream)
-        return (
-            Rate(int(count[0]), int(total[0])),
-            Rate(int(change.count[0]), int(change.total[0])),
-        )
+    def _baseline(self, row: int, signal: int) -> Rate:
+        return _rates(*self._reference.counts(self._stream(row, signal)))[0]
 
-    def _is_material(self, row: int, signal: int) -> bool:
-        baseline, current = self._rates(row, signal)
-        need = self.config.materiality[FAMILY_OF[SIGNALS[signal]]]
+    def _is_material(self, row: int, signal: int, change: Change) -> bool:
+        baseline, current = self._baseline(row, signal), _rates(change.count, change.total)[0]
+        ratio, difference = self._materiality[signal]
         # Half an event more on both sides: a baseline of 0 in 300 is not a rate of nought.
         before = (baseline.count + 0.5) / (baseline.total + 1)
         now = (current.count + 0.5) / (current.total + 1)
-        ratio = max(now / before, before / now)
-        return ratio >= need.ratio and abs(now - before) >= need.difference
+        more, less = (now, before) if change.rise[0] else (before, now)
+        return bool(more / less >= ratio and more - less >= difference)
 
     def _make_alarm(
-        self, packet: SignalPacket, row: int, signal: int, log_evidence: float, time_ms: int
+        self, packet: SignalPacket, row: int, signal: int, change: Change, log_evidence: float
     ) -> Alarm:
         monitor = self._monitor_at[row]
-        change = self._detector.change(self._stream(row, signal))
-        baseline, current = self._rates(row, signal)
         family = FAMILY_OF[SIGNALS[signal]]
         return Alarm(
             alarm_id=_alarm_id(packet, monitor, family),
             transition=Transition.RAISED,
             event_index=packet.source.last_offset,
-            time_ms=time_ms,
+            time_ms=int(self._last_ms[row]),
             grouping=",".join(monitor.grouping),
             monitor=monitor.labels(),
             family=family,
@@ -321,8 +387,8 @@ class Bank:
             direction=Direction.RISE if change.rise[0] else Direction.FALL,
             e_value=_exp(log_evidence),
             threshold=_exp(self.log_threshold),
-            baseline=baseline,
-            current=current,
+            baseline=self._baseline(row, signal),
+            current=_rates(change.count, change.total)[0],
             change_time_ms=int(change.start[0]),
             slow_above=self._slow_above(row, signal),
         )
@@ -335,30 +401,37 @@ class Bank:
 
     def _recovery_test(self, alarm: Alarm, row: int, signal: int) -> RecoveryTest:
         low, high = self._reference.bounds(self._stream(row, signal))
-        good = high[0] if alarm.direction is Direction.RISE else low[0]
-        return RecoveryTest.between(float(good), alarm.current.value, self.config.recovery_ratio)
+        rise = alarm.direction is Direction.RISE
+        bound = float(high[0] if rise else low[0])
+        return RecoveryTest.between(bound, alarm.current.value, self.config.recovery_ratio, rise)
 
     def _recover(self, packet: SignalPacket, rows: Ints, k: Ints, n: Ints) -> list[Alarm]:
         position = {int(row): at for at, row in enumerate(rows)}
         cleared = []
         for key, opened in list(self._open.items()):
             at = position.get(key[0])
-            if at is None or opened.alarm.event_index == packet.source.last_offset:
+            if at is None:
                 continue
             if opened.recovery.update(int(k[at, opened.signal]), int(n[at, opened.signal])):
                 cleared.append(self._clear(packet, key, "recovered"))
         return cleared
 
-    def _clear_silent(self, packet: SignalPacket) -> list[Alarm]:
-        horizon = self._watermark_ms - self.config.no_traffic_ms
-        silent = [key for key in self._open if self._last_ms[key[0]] < horizon]
-        return [self._clear(packet, key, "no_traffic") for key in silent]
+    def _clear_silent(self, packet: SignalPacket, rows: Ints, step_ms: int) -> list[Alarm]:
+        # Counted in steps of the watermark and not by comparing times: one
+        # gateway with its clock a day ahead must not make all others look silent.
+        heard = set(rows.tolist())
+        for (row, _), opened in self._open.items():
+            silent = opened.silent_ms + min(step_ms, MAX_SILENT_STEP_MS)
+            opened.silent_ms = 0 if row in heard else silent
+        due = [k for k, o in self._open.items() if o.silent_ms >= self.config.no_traffic_ms]
+        return [self._clear(packet, key, "no_traffic") for key in due]
 
     def _clear(self, packet: SignalPacket, key: tuple[int, int], reason: str) -> Alarm:
         opened = self._open.pop(key)
         row, family = key
         members = np.array(_FAMILY_MEMBERS[FAMILIES[family]])
         self._detector.reset(row * len(SIGNALS) + members)
+        self._beyond.reset(row * len(SIGNALS) + members)
         return msgspec.structs.replace(
             opened.alarm,
             transition=Transition.CLEARED,
@@ -370,10 +443,10 @@ class Bank:
     # Learning and reporting
 
     def _learn(self, rows: Ints, k: Ints, n: Ints) -> None:
+        least = max(self.log_threshold - QUIET_MARGIN, 0.0)
         for index, family in enumerate(FAMILIES):
             alarmed = np.array([(int(row), index) in self._open for row in rows])
-            evidence = self._family_evidence(rows, family)
-            quiet = (evidence < self.log_threshold - QUIET_MARGIN) & ~alarmed
+            quiet = (self._family_evidence(rows, family) < least) & ~alarmed
             for signal in _FAMILY_MEMBERS[family]:
                 has = n[:, signal] > 0
                 self._reference.learn(
@@ -385,21 +458,37 @@ class Bank:
         minute = self._last_ms[rows] // MINUTE_MS
         due = minute > self._verdict_minute[rows]
         self._verdict_minute[rows] = np.maximum(minute, self._verdict_minute[rows])
-        return [v for row in rows[due] for v in self._verdicts(int(row))]
+        return [v for family in range(len(FAMILIES)) for v in self._verdicts(rows[due], family)]
 
-    def _verdicts(self, row: int) -> list[Verdict]:
-        evidence = [self._family_evidence(np.array([row]), family)[0] for family in FAMILIES]
-        return [
-            self._verdict(row, family, signal, float(evidence[family]))
-            for family in range(len(FAMILIES))
-            for signal in _FAMILY_MEMBERS[FAMILIES[family]]
-            if self._reference.ready(self._stream(row, signal))[0]
-        ]
+    def _verdicts(self, rows: Ints, family: int) -> list[Verdict]:
+        evidence = self._family_evidence(rows, FAMILIES[family])
+        verdicts = []
+        for signal in _FAMILY_MEMBERS[FAMILIES[family]]:
+            ready = self._reference.ready(rows * len(SIGNALS) + signal)
+            streams = rows[ready] * len(SIGNALS) + signal
+            columns = zip(
+                rows[ready].tolist(),
+                evidence[ready].tolist(),
+                *(each.tolist() for each in self._reference.bounds(streams)),
+                _rates(*self._reference.counts(streams)),
+                *_changes(self._detector.change(streams)),
+                strict=True,
+            )
+            verdicts += [self._verdict(family, signal, *column) for column in columns]
+        return verdicts
 
-    def _verdict(self, row: int, family: int, signal: int, evidence: float) -> Verdict:
-        stream = self._stream(row, signal)
-        low, high = self._reference.bounds(stream)
-        baseline, current = self._rates(row, signal)
+    def _verdict(
+        self,
+        family: int,
+        signal: int,
+        row: int,
+        evidence: float,
+        low: float,
+        high: float,
+        baseline: Rate,
+        current: Rate,
+        start_ms: int,
+    ) -> Verdict:
         monitor = self._monitor_at[row]
         state = State.QUIET
         if (row, family) in self._open:
@@ -417,10 +506,10 @@ class Bank:
             log_evidence=max(evidence, -1e3),
             log_threshold=self.log_threshold,
             baseline=baseline,
-            baseline_low=float(low[0]),
-            baseline_high=float(high[0]),
+            baseline_low=low,
+            baseline_high=high,
             current=current,
-            change_time_ms=int(self._detector.change(stream).start[0]),
+            change_time_ms=start_ms,
         )
 
     # Snapshots
@@ -439,7 +528,10 @@ class Bank:
             seen=[(*key, *position) for key, position in self._seen.items()],
             watermark_ms=self._watermark_ms,
             detector=_pack_arrays(self._detector.snapshot()),
+            beyond=_pack_arrays(self._beyond.snapshot()),
             reference=_pack_arrays(self._reference.snapshot()),
+            signals=[s.value for s in SIGNALS],
+            version=VERSION,
         )
         return msgspec.msgpack.encode(state)
 
@@ -450,10 +542,7 @@ class Bank:
         Raises:
             ValueError: it was made by another version, or with other alternatives.
         """
-        try:
-            state = msgspec.msgpack.decode(raw, type=_BankState)
-        except msgspec.MsgspecError as error:
-            raise ValueError(f"not a snapshot of this version: {error}") from None
+        state = _decode_state(raw)
         bank = cls(config)
         if state.rows:
             bank._grow(state.rows)
@@ -470,6 +559,7 @@ class Bank:
         bank._seen = {(t, e, p): (last, part) for t, e, p, last, part in state.seen}
         bank._watermark_ms = state.watermark_ms
         bank._detector.restore(_unpack_arrays(state.detector))
+        bank._beyond.restore(_unpack_arrays(state.beyond))
         bank._reference.restore(_unpack_arrays(state.reference))
         return bank
 
@@ -486,8 +576,54 @@ class _BankState(msgspec.Struct, forbid_unknown_fields=True):
     seen: list[tuple[str, str, int, int, int]]
     watermark_ms: int
     detector: dict[str, tuple[str, tuple[int, ...], bytes]]
+    beyond: dict[str, tuple[str, tuple[int, ...], bytes]]
     reference: dict[str, tuple[str, tuple[int, ...], bytes]]
-    version: int = 1
+    signals: list[str]
+    version: int
+
+
+def _decode_state(raw: bytes) -> _BankState:
+    try:
+        state = msgspec.msgpack.decode(raw, type=_BankState)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not a snapshot of this version: {error}") from None
+    if state.version != VERSION or state.signals != [s.value for s in SIGNALS]:
+        raise ValueError(f"a snapshot of version {state.version}, for {state.signals}")
+    return state
+
+
+def _check(packet: SignalPacket) -> list[Monitor]:
+    """Return the packet's monitors. Before anything is touched: it is taken in whole or not."""
+    groupings = [parse_grouping(name) for name in packet.groupings]
+    monitors = []
+    for c in packet.counts:
+        if not 0 <= c.grouping < len(groupings) or len(groupings[c.grouping]) != len(c.values):
+            raise ValueError(f"not a value of a grouping in the packet: {c}")
+        if not _is_possible(c):
+            raise ValueError(f"impossible counts: {c}")
+        monitors.append(Monitor(groupings[c.grouping], c.values))
+    if len(set(monitors)) < len(monitors):
+        raise ValueError("a monitor stands twice in the packet")
+    return monitors
+
+
+def _is_possible(c: MonitorCounts) -> bool:
+    return (
+        0 <= c.errors <= c.requests
+        and 0 <= c.refusals <= c.answered <= c.requests
+        and 0 <= c.truncations <= c.answered
+        and min(c.first_chunk_ms.values(), default=0) >= 0
+        and min(c.output_token_us.values(), default=0) >= 0
+    )
+
+
+def _rates(count: Ints, total: Ints) -> list[Rate]:
+    return [Rate(k, n) for k, n in zip(count.tolist(), total.tolist(), strict=True)]
+
+
+def _changes(change: Change) -> tuple[list[Rate], list[int]]:
+    """Rates since the change points, and where those lie."""
+    return _rates(change.count, change.total), change.start.tolist()
 
 
 def _pack_arrays(
@@ -514,6 +650,8 @@ def _alarm_id(packet: SignalPacket, monitor: Monitor, family: Family) -> str:
     source = packet.source
     parts = (
         *(source.topic, source.epoch, str(source.partition), str(source.last_offset)),
+        # A chunk that spans hours can raise, clear and raise again.
+        str(packet.part),
         *(*monitor.grouping, *monitor.values, family),
     )
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()

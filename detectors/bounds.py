@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv
+from scipy.special import betainccinv, betaincinv
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -17,5 +17,6 @@ def clopper_pearson(count: Ints, total: Ints, miss: float) -> tuple[Floats, Floa
     """
     k, n = count.astype(np.float64), total.astype(np.float64)
     low = np.where(count > 0, betaincinv(np.maximum(k, 1), n - k + 1, miss), 0.0)
-    high = np.where(count < total, betaincinv(k + 1, np.maximum(n - k, 1), 1 - miss), 1.0)
+    # The complement, not the inverse at 1 - miss: that loses the digits of a small `miss`.
+    high = np.where(count < total, betainccinv(k + 1, np.maximum(n - k, 1), miss), 1.0)
     return low, high

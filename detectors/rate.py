@@ -5,14 +5,21 @@ For each odds ratio θ a Shiryaev–Roberts e-detector (Shin, Ramdas & Rinaldo,
 
     S ← (S + w) · LR(k, n; p, θ)
 
-whose likelihood ratio is taken against a *bound* p of the reference, so that it
-is an e-process for every rate on the quiet side of p. Evidence is the mean over
-θ. w is the time since the last update in units of the promise (a week), so
-S − Σw is a supermartingale without change and
+whose likelihood ratio is taken against a *bound* p of the reference, so
+that it is an e-process for every rate on the quiet side of p. Evidence is the
+mean over θ. w is the time since the last update in units of the promise (a
+week), so S − Σw is a supermartingale without change and
 
-    P(evidence ≥ A at any time within T) ≤ T / A
+    P(evidence ≥ A at any time within T) ≤ T / A,    T = Σw,
 
-whatever the traffic, and however it is cut into batches.
+whatever the traffic, and however it is cut into batches. The cut moves only the
+restarts: a batch's weight counts as if all of it had come before its first
+event, so S depends on the cut, and the product of the ratios does not.
+
+The bounds may change from batch to batch, and may have been learned from the
+very events that are judged: LR falls as a rise's bound grows (and as a fall's
+shrinks), so while the bounds are right, S lies below the S of the true rate,
+path by path. What remains is the probability that they are wrong.
 """
 
 from __future__ import annotations
@@ -22,11 +29,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Arrays = dict[str, npt.NDArray[np.generic]]
+from detectors.base import Arrays, Detector, Floats, Ints
+
+_STATE = ("log_s", "cusum", "start", "total", "count")
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Change:
     count: Ints
 
 
-class RateDetector:
+class RateDetector(Detector):
     """Detectors for r streams side by side, one row each.
 
     Cost: one numpy pass over (rows in the batch × alternatives). Memory: five
@@ -78,9 +84,12 @@ class RateDetector:
 
     def resize(self, rows: int) -> None:
         """Add rows; the new ones have seen nothing."""
+        if rows < self.rows:
+            raise ValueError(f"{self.rows} rows cannot be cut to {rows}")
         fresh = RateDetector(self.config, rows - self.rows)
-        for name, value in self.snapshot().items():
-            setattr(self, f"_{name}", np.concatenate([value, getattr(fresh, f"_{name}")]))
+        for name in _STATE:
+            both = [getattr(self, f"_{name}"), getattr(fresh, f"_{name}")]
+            setattr(self, f"_{name}", np.concatenate(both))
 
     def update(
         self,
@@ -102,12 +111,18 @@ class RateDetector:
             time: start of the batch, any unit; comes back as the change point.
 
         Raises:
-            ValueError: a count, bound or weight outside its range, or not finite.
+            ValueError: a row that is not there or stands twice; a count, bound or
+                weight outside its range or not finite; shapes that differ.
         """
-        _check(count, total, low, high, weight)
+        _check_shapes(rows, count, total, low, high, weight, time)
+        _check_rows(rows, self.rows)
+        _check_values(count, total, low, high, weight)
         llr = self._log_ratio(count, total, low, high)
+        # Below a bound of 0 there is no fall: its ratio stays at 1 as long as
+        # nothing counts, and waiting alone would pass for evidence.
+        possible = (self._theta > 1) | (low[:, None] > 0)
         with np.errstate(divide="ignore"):
-            log_weight = np.log(weight)[:, None]
+            log_weight = np.log(np.where(possible, weight[:, None], 0.0))
         self._log_s[rows] = np.logaddexp(self._log_s[rows], log_weight) + llr
         self._locate(rows, count, total, llr, time)
         return self.log_evidence(rows)
@@ -122,16 +137,20 @@ class RateDetector:
 
     def _locate(self, rows: Ints, count: Ints, total: Ints, llr: Floats, time: Ints) -> None:
         at_zero = self._cusum[rows] <= 0
-        self._start[rows] = np.where(at_zero, time[:, None], self._start[rows])
+        # Batches may come out of order: a change began with the earliest of those it is made of.
+        earliest = np.minimum(self._start[rows], time[:, None])
+        self._start[rows] = np.where(at_zero, time[:, None], earliest)
         self._total[rows] = np.where(at_zero, 0, self._total[rows]) + total[:, None]
         self._count[rows] = np.where(at_zero, 0, self._count[rows]) + count[:, None]
         self._cusum[rows] = np.maximum(self._cusum[rows] + llr, 0.0)
 
     def log_evidence(self, rows: Ints) -> Floats:
         """Return the logarithm of the mean of S over the alternatives, shape (m,)."""
+        log_s = self._log_s[rows]
+        most = log_s.max(axis=1, keepdims=True)
+        most[most == -np.inf] = 0.0
         with np.errstate(divide="ignore"):
-            total: Floats = np.asarray(logsumexp(self._log_s[rows], axis=1))
-        mean: Floats = total - np.log(len(self._theta))
+            mean: Floats = most[:, 0] + np.log(np.exp(log_s - most).mean(axis=1))
         return mean
 
     def change(self, rows: Ints) -> Change:
@@ -152,20 +171,42 @@ class RateDetector:
 
     def snapshot(self) -> Arrays:
         """Return copies of the whole state; `restore` brings it back bit for bit."""
-        names = ("log_s", "cusum", "start", "total", "count")
-        return {name: getattr(self, f"_{name}").copy() for name in names}
+        state: Arrays = {name: getattr(self, f"_{name}").copy() for name in _STATE}
+        return {"theta": self._theta.copy(), **state}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Take on a state from `snapshot`; raises ValueError for one of another shape."""
-        for name, mine in self.snapshot().items():
-            if arrays[name].shape[1:] != mine.shape[1:]:
-                raise ValueError("the snapshot was made with other alternatives")
-        for name in self.snapshot():
+        """Take on a state from `snapshot`.
+
+        Raises:
+            ValueError: it was made with other alternatives, or is not whole.
+        """
+        if not np.array_equal(arrays.get("theta", ()), self._theta):
+            raise ValueError("the snapshot was made with other alternatives")
+        if missing := [name for name in _STATE if name not in arrays]:
+            raise ValueError(f"the snapshot lacks {', '.join(missing)}")
+        shape = (len(arrays["log_s"]), len(self._theta))
+        if any(arrays[name].shape != shape for name in _STATE):
+            raise ValueError(f"the snapshot's arrays are not all of shape {shape}")
+        for name in _STATE:
             setattr(self, f"_{name}", arrays[name].copy())
 
 
-def _check(count: Ints, total: Ints, low: Floats, high: Floats, weight: Floats) -> None:
-    if not ((count >= 0) & (count <= total)).all():
+def _check_shapes(rows: Ints, *others: npt.NDArray[np.generic]) -> None:
+    # Broadcasting would let one number stand for many rows without a word.
+    if rows.ndim != 1 or any(each.shape != rows.shape for each in others):
+        raise ValueError("rows and all that runs parallel to them must have one shape (m,)")
+
+
+def _check_rows(rows: Ints, available: int) -> None:
+    if len(rows) and (rows.min() < 0 or rows.max() >= available):
+        raise ValueError(f"rows must lie between 0 and {available - 1}")
+    # Of a row that stands twice numpy would keep the last batch alone.
+    if len(np.unique(rows)) != len(rows):
+        raise ValueError("a row stands twice in the batch")
+
+
+def _check_values(count: Ints, total: Ints, low: Floats, high: Floats, weight: Floats) -> None:
+    if not ((count >= 0) & (count <= total) & np.isfinite(total)).all():
         raise ValueError("counts must lie between 0 and their totals")
     if not ((low >= 0) & (low <= high) & (high <= 1)).all():
         raise ValueError("bounds must satisfy 0 ≤ low ≤ high ≤ 1")

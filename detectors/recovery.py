@@ -6,12 +6,20 @@ import math
 
 from msgspec import Struct
 
+#: `good` and the alarmed rate are held at least this odds ratio apart, or nothing could tell them.
+LEAST_ODDS_RATIO = 1.5
+#: `bad` is at most this odds ratio from `good`: half-way to a rate of 100 % is no recovery.
+MOST_ODDS_RATIO = 5.0
+
 
 class RecoveryTest(Struct):
     """A CUSUM for "back at `good`" against "still at `bad`" (Page, Biometrika 41, 1954).
 
     `bad` lies half-way, in log odds, between the reference's bound and the rate
-    of the alarm, so that a partial recovery does not clear.
+    of the alarm, so that a partial recovery does not clear. While the rate stays
+    at `bad` or beyond, the likelihood ratio is a supermartingale: each excursion
+    of the CUSUM from zero clears with probability at most 1/ratio, and N batches
+    with probability at most N/ratio.
     """
 
     good: float
@@ -20,11 +28,19 @@ class RecoveryTest(Struct):
     level: float = 0.0
 
     @classmethod
-    def between(cls, bound: float, alarmed: float, ratio: float) -> RecoveryTest:
-        """Test for a return to `bound` from the rate `alarmed`, at the likelihood ratio `ratio`."""
-        good, worst = _inside(bound), _inside(alarmed)
-        middle = (_logit(good) + _logit(worst)) / 2
-        return cls(good, 1 / (1 + math.exp(-middle)), math.log(ratio))
+    def between(cls, bound: float, alarmed: float, ratio: float, rise: bool) -> RecoveryTest:
+        """Test for a return to `bound` from the rate `alarmed`, at the likelihood ratio `ratio`.
+
+        `alarmed` is an estimate: it may lie close to the bound, or even on its
+        quiet side. Then it is the good rate that gives way, so that the test
+        always looks in the direction of the alarm and never clears a rate that
+        stays where it alarmed.
+        """
+        away = 1.0 if rise else -1.0
+        worst = _logit(_inside(alarmed))
+        good = away * min(away * _logit(_inside(bound)), away * worst - math.log(LEAST_ODDS_RATIO))
+        step = min(away * (worst - good) / 2, math.log(MOST_ODDS_RATIO))
+        return cls(_rate(good), _rate(good + away * step), math.log(ratio))
 
     def update(self, count: int, total: int) -> bool:
         """Take in `count` of `total` events; True when the rate is back."""
@@ -37,6 +53,10 @@ class RecoveryTest(Struct):
 
 def _inside(rate: float) -> float:
     return min(max(rate, 1e-6), 1 - 1e-6)
+
+
+def _rate(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
 
 
 def _logit(rate: float) -> float:

@@ -2,8 +2,13 @@
 
 The first `learn` events make the first reference. After that it doubles: when
 as many quiet events have passed again as it rests on, they are taken in and the
-bounds tighten, up to `full` events. Bounds change at a handful of moments that
-are fixed in advance, and share one error probability between them.
+bounds are fitted anew, up to `full` events (and the rest of the batch that
+brings the last of them). The sizes at which that happens are fixed in advance,
+and share one error probability between them (a union bound).
+
+That holds for events that are independent of their being kept. Discarding what
+was not quiet selects, so the rule for `quiet` must be one that events without a
+change rarely break.
 """
 
 from __future__ import annotations
@@ -77,10 +82,16 @@ class RateReference:
 
         Where `quiet` is False the batch, and what was pending before it, is
         discarded: it may be the beginning of a change.
+
+        Raises:
+            ValueError: a count that is negative or larger than its total.
         """
+        if not ((count >= 0) & (count <= total)).all():
+            raise ValueError("counts must lie between 0 and their totals")
         self._pending_count[rows] = np.where(quiet, self._pending_count[rows] + count, 0)
         self._pending_total[rows] = np.where(quiet, self._pending_total[rows] + total, 0)
-        need = np.maximum(self.config.learn, self._total[rows])
+        here = self._total[rows]
+        need = np.minimum(np.maximum(self.config.learn, here), self.config.full - here)
         room = self._total[rows] < self.config.full
         self._fit(rows[room & (self._pending_total[rows] >= need)])
 

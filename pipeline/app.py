@@ -30,6 +30,7 @@ MESSAGE_BYTES = 4 * 1024 * 1024
 #: Chunks that wait between Faust and an agent; their bytes are capped by the ingestor.
 BUFFERED_CHUNKS = 4
 TICK_S = 5.0
+WATCH_S = 30.0
 
 
 def build_faust(settings: KafkaSettings) -> faust.App:
@@ -163,6 +164,7 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
 
     app.task(work)
     app.timer(TICK_S)(state.tick)
+    app.timer(WATCH_S)(state.watch)
     app.on_before_shutdown.connect(stop_notifying)
     return app
 

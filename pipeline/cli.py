@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -269,3 +270,87 @@ def prices_load(file: Path, into: Path) -> None:
     from pipeline.prices import config_lines, install_table
 
     click.echo(config_lines(install_table(file, into)), nl=False)
+
+
+@cli.group("dashboards")
+def dashboards_group() -> None:
+    """Grafana dashboards: made from code, brought to a server."""
+
+
+@dashboards_group.command("build")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory in which the JSON is kept [default: dashboards/generated].",
+)
+def dashboards_build(into: Path | None) -> None:
+    """Write the dashboards as Grafana's JSON, for provisioning."""
+    from dashboards.build import GENERATED, write_all
+
+    changed = write_all(into or GENERATED)
+    for file in changed:
+        click.echo(f"{'written' if file.exists() else 'removed'}: {file}")
+    if not changed:
+        click.echo("the dashboards are up to date")
+
+
+@dashboards_group.command("push")
+@click.option("--url", required=True, help="Address of Grafana (12.2 or later).")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with a service account's token [default: $GRAFANA_TOKEN].",
+)
+@click.option("--allow-plaintext", is_flag=True, help="Send the token over http:// too.")
+@click.option("--clickhouse-host", help="Make the data source too: ClickHouse, seen from Grafana.")
+@click.option("--clickhouse-port", type=click.IntRange(1, 65_535), default=9000, show_default=True)
+@click.option(
+    "--clickhouse-protocol",
+    type=click.Choice(["native", "http"]),
+    default="native",
+    show_default=True,
+)
+@click.option("--clickhouse-secure", is_flag=True, help="Grafana speaks TLS to ClickHouse.")
+@click.option("--clickhouse-user", default="reader", show_default=True)
+@click.option("--clickhouse-database", default="kizashi", show_default=True)
+def dashboards_push(
+    url: str, token_file: Path | None, allow_plaintext: bool, **clickhouse: Any
+) -> None:
+    """Bring folder, dashboards and data source to a running Grafana. Safe to run again.
+
+    The data source's password is taken from $CLICKHOUSE_READER_PASSWORD; without it, Grafana
+    keeps the one it has.
+    """
+    from dashboards.push import Action, ClickHouse, Unusable, push
+
+    source = None
+    if clickhouse["clickhouse_host"] is not None:
+        source = ClickHouse(
+            host=clickhouse["clickhouse_host"],
+            port=clickhouse["clickhouse_port"],
+            protocol=clickhouse["clickhouse_protocol"],
+            secure=clickhouse["clickhouse_secure"],
+            username=clickhouse["clickhouse_user"],
+            database=clickhouse["clickhouse_database"],
+            password=os.environ.get("CLICKHOUSE_READER_PASSWORD"),
+        )
+    try:
+        outcomes = push(url, _read_token(token_file), source, allow_plaintext=allow_plaintext)
+    except Unusable as error:
+        raise ConfigError(str(error)) from None
+    failed = False
+    for outcome in outcomes:
+        failed = failed or outcome.action is Action.FAILED
+        click.echo(str(outcome), err=outcome.action is Action.FAILED)
+    if failed:
+        sys.exit(1)
+
+
+def _read_token(file: Path | None) -> str:
+    """A token on the command line would be seen by everyone who lists processes."""
+    if file is None:
+        return os.environ.get("GRAFANA_TOKEN", "").strip()
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the token file {file}: {type(error).__name__}") from None

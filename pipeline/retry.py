@@ -19,9 +19,12 @@ class Backoff:
     rng: random.Random
     initial_s: float = 0.2
     max_s: float = 10.0
+    #: Called at every wait, so that others can tell waiting from standing still.
+    note: Callable[[], None] = lambda: None
 
     async def wait(self, attempt: int, why: str) -> None:
         """Sleep before the next attempt; `attempt` counts from 0."""
+        self.note()
         if attempt in {0, 4} or attempt % 30 == 0:
             logger.warning("attempt %d failed, trying again: %s", attempt + 1, why[:300])
         ceiling = min(self.max_s, self.initial_s * 2.0 ** min(attempt, 30))

@@ -111,6 +111,14 @@ class OffsetLog:
         """Return whether a chunk of this generation is still ours to work on."""
         return bool(self._app.consumer_generation_id == generation)
 
+    async def lag(self, topic: str) -> tuple[int, int]:
+        """Return the sum of our partitions' committed offsets, and how far they are behind.
+
+        Raises:
+            SinkUnavailable: the broker does not answer.
+        """
+        return await self._thread.call_thread(self._lag, topic)  # type: ignore[no-any-return]
+
     async def read(self, topic: str, partition: int) -> Committed:
         """Return what the group has committed.
 
@@ -134,6 +142,21 @@ class OffsetLog:
         await self._thread.call_thread(
             self._write, TopicPartition(topic, partition), offset, metadata, generation
         )
+
+    async def _lag(self, topic: str) -> tuple[int, int]:
+        consumer = self._consumer()
+        ours = [tp for tp in consumer.assignment() if tp.topic == topic]
+        try:
+            ends = await consumer.end_offsets(ours)
+            begins = await consumer.beginning_offsets(ours)
+            committed = await consumer._coordinator.fetch_committed_offsets(ours)
+        except KafkaError as error:
+            raise SinkUnavailable(f"cannot tell the lag of {topic}: {error!r}") from error
+        done = {
+            tp: max(committed[tp].offset, begins[tp]) if tp in committed else begins[tp]
+            for tp in ours
+        }
+        return sum(done.values()), sum(ends[tp] - done[tp] for tp in ours)
 
     async def _read(self, tp: TopicPartition) -> Committed:
         coordinator = self._consumer()._coordinator

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,10 +30,14 @@ from pipeline.sinks.outbox import ClickHouseOutbox
 from pipeline.sinks.requests import RequestStore
 from pipeline.topics import examine_topics, topic_epochs
 from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
+from pipeline.watchdog import Watchdog
 from schemas.alarm import Alarm, decode_alarm
 from schemas.signal import Source
 
 logger = logging.getLogger(__name__)
+
+#: A chunk takes seconds; a rebalance takes a session time-out.
+STALL_S = 180.0
 
 
 class PublishingAlarms(Publisher, Protocol):
@@ -58,7 +64,13 @@ class WorkerState:
         # inserts of one worker follow one another anyway.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="clickhouse")
         self.offsets = OffsetLog(app)
-        self.backoff = Backoff(asyncio.sleep, random.Random())  # noqa: S311 — jitter
+        self._retried_s = -math.inf
+        self.backoff = Backoff(
+            asyncio.sleep,
+            random.Random(),  # noqa: S311 — jitter
+            note=self._note_retry,
+        )
+        self._watchdog = Watchdog(STALL_S)
         self.books: dict[tuple[str, int], ChunkCounts] = {}
         self._generations: dict[int, int] = {}
         self._epochs = self._read_epochs()
@@ -166,6 +178,23 @@ class WorkerState:
             await self.responder.tick(round(time.time() * 1000))
         except RetryableError as error:
             logger.warning("incidents cannot be looked after: %s", error)
+
+    async def watch(self) -> None:
+        """End the process when there is work, everything is reachable, and nothing moves."""
+        try:
+            position, lag = await self.offsets.lag(self.kafka.events_topic)
+        except RetryableError as error:
+            logger.warning("%s", error)
+            return
+        now_s = time.monotonic()
+        retrying = now_s - self._retried_s < 2 * self.backoff.max_s
+        if self._watchdog.observe(now_s, position=position, lag=lag, retrying=retrying):
+            logger.critical("%d events behind, and nothing has moved for %d s", lag, STALL_S)
+            # What hangs cannot be asked to stop. Its successor takes up the declared range.
+            os._exit(1)
+
+    def _note_retry(self) -> None:
+        self._retried_s = time.monotonic()
 
     async def _detect(self, batch: Batch) -> None:
         """Publish the alarms of a batch, then commit what a snapshot holds."""

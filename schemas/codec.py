@@ -31,6 +31,7 @@ _decode_event = msgspec.json.Decoder(Event).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _MISSING = re.compile(r"missing required field")
 _UNKNOWN = "unknown field"
+_ENUM_VALUE = re.compile(r"^Invalid enum value .*(?= - at )", re.DOTALL)
 _NOT_OBJECT = re.compile(r"^Expected `object`, got")
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]"
@@ -191,7 +192,8 @@ def _find_nul(event: Event, attributes: dict[str, str]) -> str | None:
 
 
 def _explain(error: msgspec.ValidationError, raw: bytes) -> Rejected:
-    message = _clip(str(error))
+    # The one message that quotes a value.
+    message = _clip(_ENUM_VALUE.sub("Invalid enum value", str(error)))
     if _MISSING.search(message):
         return Rejected(Reason.MISSING_FIELD, message, raw)
     if _NOT_OBJECT.search(message) and "`$" not in message:

@@ -23,7 +23,9 @@ FinishReason = Annotated[str, Meta(max_length=64)]
 Embedding = Annotated[list[float], Meta(max_length=4096)]
 
 
-class Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+# No event refers to another, so the garbage collector has nothing to find among them:
+# with gc=False decoding a chunk of 10,000 takes a third of the time.
+class Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """A decoded gateway event. `schemas.codec.decode_event` builds it and holds the rules."""
 
     event_id: Identifier = field(name="event.id")
@@ -86,7 +88,7 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     embedding_model: Label | None = field(name="embedding.model", default=None)
 
 
-class Received(Struct, frozen=True):
+class Received(Struct, frozen=True, gc=False):
     """An event that was accepted, with what the codec worked out about it."""
 
     event: Event

@@ -64,7 +64,15 @@ CORE = ("detectors", "pipeline.core", "pipeline.incidents")
 RULES = (
     Rule("schemas", ours=("schemas",), libraries=("msgspec",), forbidden=PURE),
     Rule("detectors", ours=("detectors", "schemas"), libraries=(*MATHS, "river"), forbidden=PURE),
-    Rule("dashboards", ours=("dashboards", "schemas"), libraries=("msgspec",)),
+    # What a panel says is plain data; only the two modules below know Grafana.
+    Rule("dashboards", ours=("dashboards", "schemas"), libraries=("msgspec",), forbidden=PURE),
+    Rule(
+        "dashboards.build",
+        ours=("dashboards", "schemas"),
+        libraries=("grafana_foundation_sdk",),
+        forbidden=PURE,
+    ),
+    Rule("dashboards.push", ours=("dashboards",), libraries=("grafana_api", "msgspec")),
     # What stands beside the shells. Only the two modules below stream, and nothing calls the CLI.
     Rule(
         "pipeline",
@@ -205,6 +213,9 @@ def test_every_module_keeps_to_its_layer(module: str) -> None:
         ("pipeline.local", "from dashboards import panels", "dashboards.panels"),
         ("pipeline.cli", "import tests.support", "tests.support"),
         ("dashboards.panels", "from pipeline.core import step", "pipeline.core.step"),
+        ("dashboards.boards.cost", "import grafana_foundation_sdk", "grafana_foundation_sdk"),
+        ("dashboards.build", "from grafana_api import version", "grafana_api.version"),
+        ("dashboards.push", "import requests", "requests"),
     ],
 )
 def test_a_breach_is_found(module: str, source: str, found: str) -> None:
@@ -225,6 +236,7 @@ def test_a_breach_is_found(module: str, source: str, found: str) -> None:
         ("pipeline.app", "import faust\nfrom pipeline.transport import Transport"),
         ("pipeline.cli", "from dashboards import panels"),
         ("dashboards.panels", "from schemas.signal import Family\nimport json"),
+        ("dashboards.push", "from grafana_api.grafana_face import GrafanaFace"),
     ],
 )
 def test_what_is_allowed_is_not_complained_of(module: str, source: str) -> None:

@@ -2,7 +2,7 @@
 
 Delivery guarantee: none of its own, and none needed. An alarm that comes again
 changes nothing, and a book restored from the stored incidents goes on where the
-last stored change left it.
+last stored change left it. Alarms beyond an incident's cap change nothing at all.
 """
 
 from __future__ import annotations
@@ -67,12 +67,17 @@ class IncidentBook:
         if any(alarm.alarm_id == a.alarm_id for i in self._incidents.values() for a in i.alarms):
             return []
         found = investigate(alarm, alarm.time_ms)
-        cause = found.find_cause(alarm.monitor)
+        cause = found.find_cause(alarm)
+        mixed = found.is_mix_shift(alarm)
+        severity = Severity.INFO if mixed else rate_severity(alarm, cause)
         for incident in self._overlapping(alarm):
+            if incident.severity is Severity.INFO and severity is not Severity.INFO:
+                # What is worth a page must not disappear in what is not.
+                continue
             revised = self._shared_cause(incident, alarm, cause, found, investigate)
             if revised is not None:
-                return [self._merge(incident, alarm, revised)]
-        return [self._open(alarm, cause, found, find_examples)]
+                return self._merge(incident, alarm, revised, severity, mixed)
+        return [self._open(alarm, cause, severity, mixed, find_examples)]
 
     def tick(self, now_ms: int) -> list[Entry]:
         """Resolve the incidents whose alarms have all been clear for long enough."""
@@ -109,26 +114,30 @@ class IncidentBook:
         """Return the cause that the incident and the alarm have in common, if they have one."""
         mine = tuple(incident.cause.labels.items())
         theirs = tuple(cause.labels.items())
-        if mine == theirs:
-            return cause if alarm.family is incident.family else incident.cause
-        if found.share_inside(mine) >= MERGING_SHARE or found.is_mix_shift():
-            return incident.cause
-        # The first alarm spoke when little was known. With what is known now,
-        # the new cause may explain it as well.
-        again = investigate(incident.alarms[0], alarm.time_ms)
-        if again.share_inside(theirs) >= EXPLAINING_SHARE:
-            return again.find_cause(incident.alarms[0].monitor)
-        return None
+        # The first alarm spoke when little was known. Ask again what is behind it: the new
+        # cause may explain it as well, and the figures are those since *its* change point.
+        first = incident.alarms[0]
+        again = investigate(first, alarm.time_ms)
+        latest = again.find_cause(first)
+        if latest.labels == cause.labels:
+            return latest
+        if mine == theirs or found.explains(mine, MERGING_SHARE) or found.is_mix_shift(alarm):
+            return latest if latest.labels == incident.cause.labels else incident.cause
+        return latest if again.explains(theirs, EXPLAINING_SHARE) else None
 
     def _open(
-        self, alarm: Alarm, cause: Cause, found: Investigation, find_examples: FindExamples
+        self,
+        alarm: Alarm,
+        cause: Cause,
+        severity: Severity,
+        mixed: bool,
+        find_examples: FindExamples,
     ) -> Entry:
-        mixed = found.is_mix_shift()
         incident = Incident(
             incident_id=f"inc-{alarm.alarm_id}",
             version=0,
             status=Status.OPEN,
-            severity=Severity.INFO if mixed else rate_severity(alarm, cause),
+            severity=severity,
             family=alarm.family,
             opened_ms=alarm.time_ms,
             updated_ms=alarm.time_ms,
@@ -141,19 +150,27 @@ class IncidentBook:
         )
         return self._keep(incident, Action.TRIGGER, alarm.time_ms)
 
-    def _merge(self, incident: Incident, alarm: Alarm, cause: Cause) -> Entry:
+    def _merge(
+        self, incident: Incident, alarm: Alarm, cause: Cause, severity: Severity, mixed: bool
+    ) -> list[Entry]:
+        if len(incident.alarms) >= self._config.alarms:
+            return []
         first = incident.alarms[0]
-        severity = max(incident.severity, rate_severity(alarm, cause), key=_RANK.index)
         merged = structs.replace(
             incident,
-            severity=severity,
+            severity=max(incident.severity, severity, key=_RANK.index),
             change_time_ms=min(incident.change_time_ms, alarm.change_time_ms),
-            cause=cause,
-            summary=summarise(first, cause),
-            suggestion=suggest(first, cause),
-            alarms=(*incident.alarms, alarm)[: self._config.alarms],
+            alarms=(*incident.alarms, alarm),
         )
-        return self._keep(merged, Action.UPDATE, alarm.time_ms)
+        if not mixed:
+            # Traffic that moved says nothing new about the incident.
+            merged = structs.replace(
+                merged,
+                cause=cause,
+                summary=summarise(first, cause),
+                suggestion=suggest(first, cause),
+            )
+        return [self._keep(merged, Action.UPDATE, alarm.time_ms)]
 
     def _note_clear(self, alarm: Alarm) -> list[Entry]:
         for incident in self.open:

@@ -8,6 +8,9 @@ from schemas.alarm import Alarm, Direction, Rate
 from schemas.incident import Cause, Severity
 from schemas.signal import Family, Signal
 
+#: With fewer events than this before the change, a slice has no rate to compare with.
+HARDLY_ANY = 20
+
 _SUBJECT = {
     Signal.REFUSAL: "Refusals",
     Signal.ERROR: "Errors",
@@ -36,25 +39,17 @@ def rate_severity(alarm: Alarm, cause: Cause) -> Severity:
 
 
 def summarise(alarm: Alarm, cause: Cause) -> str:
-    """One sentence for the page's headline, one for the evidence."""
-    verb = "rose" if alarm.direction is Direction.RISE else "fell"
-    return (
-        f"{_SUBJECT[alarm.signal]} {verb} from {_percent(cause.before)} to {_percent(cause.after)}"
-        f" for {_where(cause.labels)} since {_clock(alarm.change_time_ms)}"
-        f"{_slow(alarm)}: {cause.after.count:,} of {cause.after.total:,},"
-        f" before {cause.before.count:,} of {cause.before.total:,}."
-        f" First seen on {_where(alarm.monitor)}, of whose excess this explains {cause.share:.0%};"
-        f" evidence {_magnitude(alarm.e_value)} against a threshold of"
-        f" {_magnitude(alarm.threshold)}."
-    )
+    """What and where since when; how much of what was seen that explains; how sure it is."""
+    parts = (_headline(alarm, cause), _explanation(alarm, cause), _certainty(alarm))
+    return " ".join(part for part in parts if part)
 
 
 def summarise_mix_shift(alarm: Alarm) -> str:
     """For a change that traffic explains: no slice of it behaves differently."""
     return (
-        f"{_SUBJECT[alarm.signal]} changed from {_percent(alarm.baseline)} to"
+        f"{_SUBJECT[alarm.signal]} {_verb(alarm)} from {_percent(alarm.baseline)} to"
         f" {_percent(alarm.current)} for {_where(alarm.monitor)} since"
-        f" {_clock(alarm.change_time_ms)}, because traffic moved:"
+        f" {_clock(alarm.change_time_ms)}{_slow(alarm)}, because traffic moved:"
         " no model, route or tenant behaves differently from before."
     )
 
@@ -62,8 +57,10 @@ def summarise_mix_shift(alarm: Alarm) -> str:
 def suggest(alarm: Alarm, cause: Cause) -> str:
     """The first thing to try, by what the cause is a value of."""
     if alarm.direction is Direction.FALL:
-        return "Check whether a guardrail or a filter was switched off."
+        return _suggest_for_fall(alarm)
     labels = cause.labels
+    if not labels:
+        return "Look at what all traffic shares: the gateway, its network, a sole provider."
     if "prompt_version" in labels:
         return "Roll the prompt template back to the version before this one."
     if "response_model" in labels:
@@ -75,8 +72,65 @@ def suggest(alarm: Alarm, cause: Cause) -> str:
     return f"Look at what changed for {_where(labels)} at that time."
 
 
+def _suggest_for_fall(alarm: Alarm) -> str:
+    if alarm.family is Family.REFUSAL:
+        return "Check whether a guardrail or a filter was switched off."
+    return "Check that this is an improvement, and not requests that are no longer measured."
+
+
+def _headline(alarm: Alarm, cause: Cause) -> str:
+    subject, where, since = (
+        _SUBJECT[alarm.signal],
+        _where(cause.labels),
+        _clock(alarm.change_time_ms),
+    )
+    before = cause.before
+    if before.total < HARDLY_ANY and cause.labels == alarm.monitor:
+        # Quiet for the last hour, but it has a past: the one it was judged by.
+        before = alarm.baseline
+    if before.total >= HARDLY_ANY:
+        return (
+            f"{subject} {_verb(alarm)} from {_percent(before)} to {_percent(cause.after)}"
+            f" for {where} since {since}{_slow(alarm)}:"
+            f" {_counts(cause.after)}, before {_counts(before)}."
+        )
+    past = "new" if before.total == 0 else f"all but new ({_counts(before)} before)"
+    return (
+        f"{subject} are at {_percent(cause.after)} ({_counts(cause.after)}) for {where},"
+        f" which is {past}, since {since}{_slow(alarm)};"
+        f" {_where(alarm.monitor)} was at {_percent(alarm.baseline)} ({_counts(alarm.baseline)})."
+    )
+
+
+def _explanation(alarm: Alarm, cause: Cause) -> str:
+    seen = _where(alarm.monitor)
+    if cause.labels == alarm.monitor:
+        return ""
+    if not cause.labels:
+        return f"First seen on {seen}, but no part of the traffic stands out."
+    change = "rise" if alarm.direction is Direction.RISE else "fall"
+    return f"This explains {cause.share:.0%} of the {change} on {seen}, where it was first seen."
+
+
+def _certainty(alarm: Alarm) -> str:
+    # An e-value of E: without a change, one monitor's family passes it within
+    # T weeks with probability at most T / E.
+    return (
+        f"By chance a monitor shows this less than once in {_magnitude(alarm.e_value)} weeks"
+        f" (a page needs {_magnitude(alarm.threshold)})."
+    )
+
+
+def _verb(alarm: Alarm) -> str:
+    return "rose" if alarm.direction is Direction.RISE else "fell"
+
+
+def _counts(rate: Rate) -> str:
+    return f"{rate.count:,} of {rate.total:,}"
+
+
 def _where(labels: dict[str, str]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in labels.items())
+    return ", ".join(f"{name}={value}" for name, value in labels.items()) or "all traffic"
 
 
 def _percent(rate: Rate) -> str:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, ProgrammingError
 
 from pipeline.config import ClickHouseSettings
 from pipeline.core.chunk import Columns
@@ -142,10 +143,8 @@ class Store:
         """
         settings = {"readonly": 1} if read_only else None
         try:
-            with _translated():
-                result = self._client.query(
-                    sql, parameters=dict(parameters or {}), settings=settings
-                )
+            with _translated(), self._lend(apart=read_only) as client:
+                result = client.query(sql, parameters=dict(parameters or {}), settings=settings)
         except KizashiError as error:
             if (message := _sql_message(error)) is not None:
                 raise QueryFailed(message) from error
@@ -155,6 +154,23 @@ class Store:
     def truncate(self, table: str) -> None:
         """Remove every row of one of our tables."""
         self._run(f"TRUNCATE TABLE {table}")
+
+    @contextmanager
+    def _lend(self, *, apart: bool) -> Iterator[Client]:
+        """The connection, or one of its own where a read-only query could spoil ours.
+
+        An embedded connection keeps a setting when it cannot be set back, and `readonly` is
+        the one that never can.
+        """
+        if not apart or self._settings.mode != "embedded":
+            yield self._client
+            return
+        client = _connect(self._settings)
+        try:
+            client.database = self._client.database
+            yield client
+        finally:
+            client.close()
 
     def _apply(self, migration: Migration) -> None:
         days = {
@@ -176,8 +192,7 @@ class Store:
 def _connect(settings: ClickHouseSettings) -> Client:
     with _translated():
         if settings.mode == "embedded":
-            settings.path.mkdir(parents=True, exist_ok=True)
-            return clickhouse_connect.get_client(interface="chdb", path=str(settings.path))
+            return _open_embedded(settings.path)
         return clickhouse_connect.get_client(
             host=settings.host,
             port=settings.port,
@@ -191,6 +206,18 @@ def _connect(settings: ClickHouseSettings) -> Client:
             autogenerate_session_id=False,
             query_retries=0,
         )
+
+
+def _open_embedded(path: Path) -> Client:
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        return clickhouse_connect.get_client(interface="chdb", path=str(path))
+    except ProgrammingError as error:
+        # The engine locks its directory, and does not say so when it finds it locked.
+        raise SinkUnavailable(
+            f"cannot open {path}: only one process may have it open at a time;"
+            " a worker, a demo or another query is perhaps still running"
+        ) from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.core.chunk import ChunkEffects, Columns, DeadLetter, MapColumn, MoneyColumn
 from pipeline.errors import RowsRefused
 from pipeline.sinks.clickhouse import Store
-from schemas.monitor import Grouping, Monitor, grouping_name
+from schemas.monitor import OTHER, Grouping, Monitor, grouping_name
 from schemas.signal import Source
 
 
@@ -82,15 +82,19 @@ class RequestStore:
         return [row[0] for row in reversed(rows)]
 
     def read_monitors(self, groupings: Sequence[Grouping], limit: int) -> list[Monitor]:
-        """Return the monitors that have been counted, at most `limit` for each grouping."""
+        """Return the monitors that have been counted, at most `limit` for each grouping.
+
+        What was counted under `OTHER` is none: it would take the place of one that is.
+        """
         return [m for grouping in groupings for m in self._read_monitors_of(grouping, limit)]
 
     def _read_monitors_of(self, grouping: Grouping, limit: int) -> list[Monitor]:
         columns = ", ".join(grouping)
         rows = self._store.rows(
-            f"SELECT {columns} FROM rollup_1m WHERE grouping = {{name:String}}"  # noqa: S608
+            f"SELECT {columns} FROM rollup_1m"  # noqa: S608
+            f" WHERE grouping = {{name:String}} AND {grouping[0]} != {{other:String}}"
             f" GROUP BY {columns} ORDER BY min(minute), {columns} LIMIT {{limit:UInt64}}",
-            {"name": grouping_name(grouping), "limit": limit},
+            {"name": grouping_name(grouping), "other": OTHER, "limit": limit},
         )
         return [Monitor(grouping, tuple(map(str, row))) for row in rows]
 

@@ -1,0 +1,1 @@
+"""Contracts that every implementation of an interface is held to."""

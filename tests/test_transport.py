@@ -1,0 +1,143 @@
+"""The contract between our transport and the pinned Faust and aiokafka, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiokafka
+import faust
+import pytest
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+
+from pipeline.app import build_faust
+from pipeline.config import KafkaSettings
+from pipeline.errors import Fenced
+from pipeline.producing import produce
+from pipeline.topics import create_topics
+from pipeline.transport import Batch, Consumer, OffsetLog, assert_compiled, to_batch
+
+VALUES = [b'{"event.id": "%d"}' % i for i in range(3_000)]
+
+
+@asynccontextmanager
+async def running(app: faust.App) -> AsyncIterator[None]:
+    await app.start()
+    try:
+        yield
+    finally:
+        await app.stop()
+
+
+async def until(reached: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not reached():  # noqa: ASYNC110 — what we wait for has no event
+            await asyncio.sleep(0.05)
+
+
+def listening(kafka: KafkaSettings) -> tuple[faust.App, list[Batch]]:
+    """An app with one agent that keeps what it is handed."""
+    app = build_faust(kafka)
+    batches: list[Batch] = []
+    topic = app.topic(kafka.events_topic, value_type=bytes, value_serializer="raw", acks=False)
+
+    @app.agent(topic)
+    async def keep(stream: Any) -> None:
+        async for event in stream.noack().events():
+            batch = to_batch(event.message)
+            batches.append(batch)
+
+    return app, batches
+
+
+@pytest.mark.kafka
+async def test_chunks_come_whole_and_in_order(kafka_settings: KafkaSettings) -> None:
+    create_topics(kafka_settings)
+    produce(kafka_settings, VALUES)
+    app, batches = listening(kafka_settings)
+    async with running(app):
+        await until(lambda: sum(len(b.records) for b in batches) == len(VALUES))
+    assert len(batches) < len(VALUES) / 20, "chunks, not messages"
+    by_partition: dict[int, list[Any]] = {}
+    for batch in batches:
+        assert batch.topic == kafka_settings.events_topic
+        by_partition.setdefault(batch.partition, []).extend(batch.records)
+    for records in by_partition.values():
+        assert [r.offset for r in records] == list(range(len(records)))
+        assert all(r.written_ms > 1_700_000_000_000 for r in records)
+    seen = sorted(r.value for records in by_partition.values() for r in records)
+    assert seen == sorted(VALUES)
+
+
+@pytest.mark.kafka
+async def test_offsets_keep_their_metadata_and_are_fenced(kafka_settings: KafkaSettings) -> None:
+    create_topics(kafka_settings)
+    produce(kafka_settings, VALUES[:100])
+    app, batches = listening(kafka_settings)
+    topic = kafka_settings.events_topic
+    async with running(app):
+        await until(lambda: bool(batches))
+        offsets = OffsetLog(app)
+        generation = batches[0].generation
+        assert offsets.is_current(generation)
+        assert offsets.owns(topic, 0)
+        assert not offsets.owns(topic, 99)
+        assert (await offsets.read(topic, 0)).offset is None
+        await offsets.write(topic, 0, 5, "5-9", generation)
+        assert tuple(await offsets.read(topic, 0)) == (5, "5-9")
+        with pytest.raises(Fenced):
+            await offsets.write(topic, 0, 1, "", generation - 1)
+        with pytest.raises(Fenced):
+            await offsets.write(topic, 99, 1, "", generation)
+        assert tuple(await offsets.read(topic, 0)) == (5, "5-9"), "a fenced commit changes nothing"
+        assert await offsets.lag(topic) == (5, 95)
+
+
+@pytest.mark.kafka
+async def test_a_second_worker_fences_the_first_and_starts_at_the_declared_range(
+    kafka_settings: KafkaSettings,
+) -> None:
+    create_topics(kafka_settings)
+    produce(kafka_settings, VALUES)
+    first, seen = listening(kafka_settings)
+    topic = kafka_settings.events_topic
+    async with running(first):
+        await until(lambda: {b.partition for b in seen} == {0, 1, 2})
+        offsets, old = OffsetLog(first), seen[0].generation
+        for partition in range(3):
+            await offsets.write(topic, partition, 7, "7-11", old)
+        second, theirs = listening(kafka_settings)
+        async with running(second):
+            await until(lambda: bool(theirs))
+            for batch in theirs:
+                if batch.partition not in {b.partition for b in theirs[: theirs.index(batch)]}:
+                    assert batch.records[0].offset == 7
+            assert not offsets.is_current(old)
+            with pytest.raises(Fenced):
+                await offsets.write(topic, theirs[0].partition, 50, "", old)
+            assert tuple(await offsets.read(topic, theirs[0].partition)) == (7, "7-11")
+
+
+def test_what_we_use_of_private_api_is_still_there() -> None:
+    """Where an upgrade breaks this, read `pipeline/transport.py` before anything else."""
+    assert faust.__version__ == "0.15.3"
+    assert aiokafka.__version__ == "0.14.0"
+    assert list(inspect.signature(GroupCoordinator._do_commit_offsets).parameters) == [
+        "self",
+        "assignment",
+        "offsets",
+    ]
+    source = inspect.getsource(GroupCoordinator._do_commit_offsets)
+    request, _, _ = source.partition("await self._send_req(request)")
+    assert "await" not in request, "the generation is read before anything is awaited"
+    assert "self.generation" in request
+    parent = inspect.getsource(Consumer.__mro__[1].getmany)
+    for name in ("_wait_next_records", "perform_seek", "_buffered_partitions"):
+        assert name in parent or hasattr(Consumer, name)
+
+
+def test_faust_is_compiled() -> None:
+    assert_compiled()
