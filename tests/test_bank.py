@@ -182,7 +182,7 @@ def test_each_family_speaks_for_itself(
 def test_a_change_too_small_to_matter_is_said_but_not_raised() -> None:
     stream = Stream()
     stream.run(400, refusals=0.1, n=500)
-    assert stream.run(4_000, refusals=0.14, n=500) == []
+    assert stream.run(1_500, refusals=0.14, n=500) == []
     last = [v for v in stream.verdicts if v.signal is Signal.REFUSAL][-1]
     assert last.state is State.IMMATERIAL
     assert last.log_evidence > last.log_threshold + 20
@@ -517,6 +517,28 @@ def test_a_snapshot_of_another_make_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             Bank.restore(config, wrong)
+
+
+def test_a_small_and_slow_fleet_learns_as_well() -> None:
+    """Where the threshold is low, chance alone brings evidence near it; that is no reason to stop.
+
+    What is discarded then would be just what happened to run high, and the
+    reference of what is left too low.
+    """
+    config = BankConfig(false_alarms_per_week=20, materiality=ANY_CHANGE)
+    bank, rng, routes = Bank(config), np.random.default_rng(5), [f"r{i}" for i in range(20)]
+    for at in range(1, 1_001):
+        refused = rng.binomial(20, 0.03, 20)
+        time_ms = START_MS + at * 1_200_000
+        some = [
+            counts(r, 20, time_ms, refusals=int(k)) for r, k in zip(routes, refused, strict=True)
+        ]
+        bank.update(packet(at, some))
+    rates = [learned(bank, r, Signal.REFUSAL) for r in routes]
+    assert np.mean([r.total for r in rates]) > 8_000
+    assert sum(r.count for r in rates) / sum(r.total for r in rates) == pytest.approx(
+        0.03, rel=0.03
+    )
 
 
 # --- The promise -------------------------------------------------------------------------------

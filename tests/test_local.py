@@ -167,6 +167,7 @@ def test_a_row_that_clickhouse_refuses_is_a_dead_letter(config: Config, store: S
 # --- What is found ---------------------------------------------------------------------------
 
 START, END, SIZE = 3_000, 4_000, 6_500
+RECORDED = 3_700
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +207,23 @@ def test_it_resolves_once_the_version_is_mended(broken_news: tuple[News, Store])
     assert versions == list(range(1, len(versions) + 1))
 
 
+def test_an_input_that_ends_clear_ends_resolved(config: Config, store: Store) -> None:
+    """No time passes after the last event, so nobody could wait for the alarms to stay clear."""
+    values = [to_bytes(e) for e in make_company(7, SIZE, range(START, END))]
+    pipeline, news = LocalPipeline(config, store, epoch="1"), []
+    for start in range(0, SIZE, SIGNALS_STEP):
+        news += pipeline.feed(values[start : start + SIGNALS_STEP], NOW_MS)
+        if len(alarms_of(news, Transition.CLEARED)) == len(alarms_of(news)) > 0:
+            break
+    (still_open,) = latest_incidents(news).values()
+    assert still_open.status is Status.OPEN
+    assert len(still_open.cleared) == len(still_open.alarms)
+    (resolved,) = pipeline.finish(NOW_MS)
+    assert (resolved.incident_id, resolved.status) == (still_open.incident_id, Status.RESOLVED)
+    assert resolved.resolved_ms == still_open.updated_ms
+    assert pipeline.finish(NOW_MS) == []
+
+
 def test_an_alarm_says_where_in_the_input_it_was_raised(broken_news: tuple[News, Store]) -> None:
     alarms = alarms_of(broken_news[0])
     assert alarms
@@ -218,7 +236,7 @@ def test_an_alarm_says_where_in_the_input_it_was_raised(broken_news: tuple[News,
         assert alarm.e_value >= alarm.threshold
         assert alarm.current.value > alarm.baseline.value
     first = alarms[0].event_index
-    assert first < START + 400, "the change was there for the seeing"
+    assert first < RECORDED, "the change was there for the seeing"
 
 
 def test_what_was_said_is_what_is_stored(broken_news: tuple[News, Store]) -> None:
@@ -233,7 +251,7 @@ def test_what_was_said_is_what_is_stored(broken_news: tuple[News, Store]) -> Non
 
 def test_the_same_input_says_the_same(config: Config, store: Store) -> None:
     """Whatever else is in the store, under another topic, and however the input is cut."""
-    events = make_company(7, START + 400, range(START, END))
+    events = make_company(7, RECORDED, range(START, END))
     values = [to_bytes(e) for e in events]
     runs = []
     for size in (len(values), SIGNALS_STEP * 20):
@@ -267,7 +285,7 @@ def test_nothing_happens_and_nothing_is_said(config: Config, store: Store, seed:
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of events with a repeat and a broken line, the prompt broken to the end."""
-    values = [to_bytes(e) for e in make_company(7, START + 400, range(START, END))]
+    values = [to_bytes(e) for e in make_company(7, RECORDED, range(START, END))]
     path = tmp_path_factory.mktemp("recording") / "events.ndjson.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(b"\n".join([*values, b"", values[0], b"{broken"]) + b"\n")
@@ -292,7 +310,7 @@ def check_lines(items: list[dict[str, Any]]) -> None:
             "baseline",
             "current",
         } <= set(alarm)
-        assert START < alarm["event_index"] < START + 400
+        assert START < alarm["event_index"] < RECORDED
         assert alarm["event_time"].endswith("Z")
         assert isinstance(alarm["monitor"], dict)
         assert (alarm["family"], alarm["signal"]) == ("refusal", "refusal")
@@ -300,7 +318,7 @@ def check_lines(items: list[dict[str, Any]]) -> None:
             assert rate["rate"] == pytest.approx(rate["count"] / rate["total"])
         assert alarm["current"]["rate"] > alarm["baseline"]["rate"]
     assert summary["type"] == "summary"
-    assert (summary["events"], summary["stored"]) == (START + 402, START + 400)
+    assert (summary["events"], summary["stored"]) == (RECORDED + 2, RECORDED)
     assert (summary["deadlettered"], summary["duplicates"]) == (1, 1)
     assert len(summary["incidents"]) == len({i["incident_id"] for i in incidents}) == 1
     assert summary["incidents"][0]["monitor"] == {"prompt_name": "triage", "prompt_version": "2"}
@@ -314,7 +332,7 @@ def test_a_replay_says_what_it_finds_and_ends_with_the_books(
     # It was kept.
     store = Store(config.clickhouse)
     store.use_database()
-    assert store.rows("SELECT count() FROM requests") == [(START + 400,)]
+    assert store.rows("SELECT count() FROM requests") == [(RECORDED,)]
     store.close()
 
 

@@ -1,0 +1,1 @@
+"""Dashboards: panels defined once, in code, and made into Grafana's JSON. Reads `schemas` only."""

@@ -1,0 +1,12 @@
+"""The dashboards, in the order in which they are listed."""
+
+from __future__ import annotations
+
+from dashboards.boards.cost import COST
+from dashboards.boards.health import HEALTH
+from dashboards.boards.overview import OVERVIEW
+from dashboards.boards.quality import QUALITY
+from dashboards.boards.requests import REQUESTS
+from dashboards.panels import Board
+
+BOARDS: tuple[Board, ...] = (OVERVIEW, QUALITY, COST, REQUESTS, HEALTH)
