@@ -48,6 +48,10 @@ QUIET_MARGIN = 7.0
 MAX_SILENT_STEP_MS = 60_000
 #: Alternatives of the detectors that ask whether a rate is beyond all that is immaterial.
 BEYOND = RateDetectorConfig((0.5, 2.0, 5.0))
+#: For so long an alarm keeps the monitors near it from learning; after that it is the new normal.
+SUSPICION_MS = 6 * 3_600_000
+#: … and at most so many of them are looked at, the oldest first: they are the broadest.
+SUSPECTED_ALARMS = 10
 #: What counts as slow is the reference's quantile at this level.
 SLOW_QUANTILE = 0.9
 
@@ -445,13 +449,32 @@ class Bank:
     def _learn(self, rows: Ints, k: Ints, n: Ints) -> None:
         least = max(self.log_threshold - QUIET_MARGIN, 0.0)
         for index, family in enumerate(FAMILIES):
-            alarmed = np.array([(int(row), index) in self._open for row in rows])
-            quiet = (self._family_evidence(rows, family) < least) & ~alarmed
+            evidence = self._family_evidence(rows, family)
+            quiet = (evidence < least) & ~self._find_suspects(rows, index)
             for signal in _FAMILY_MEMBERS[family]:
                 has = n[:, signal] > 0
                 self._reference.learn(
                     rows[has] * len(SIGNALS) + signal, k[has, signal], n[has, signal], quiet[has]
                 )
+
+    def _find_suspects(self, rows: Ints, family: int) -> Bools:
+        """Monitors whose traffic may be part of what stands alarmed, themselves included.
+
+        A monitor that learns what is normal during an incident would raise an
+        alarm when it is over.
+        """
+        since = self._watermark_ms - SUSPICION_MS
+        alarmed = [
+            self._monitor_at[row].labels()
+            for (row, each), opened in self._open.items()
+            if each == family and opened.alarm.time_ms >= since
+        ][:SUSPECTED_ALARMS]
+        own = ((int(row), family) in self._open for row in rows)
+        if not alarmed:
+            return np.fromiter(own, np.bool_, len(rows))
+        labels = (self._monitor_at[int(row)].labels() for row in rows)
+        near = (any(_overlap(each, other) for other in alarmed) for each in labels)
+        return np.fromiter((a or b for a, b in zip(own, near, strict=True)), np.bool_, len(rows))
 
     def _report(self, rows: Ints) -> list[Verdict]:
         """Verdicts of the monitors that entered a new minute."""
@@ -639,6 +662,11 @@ def _unpack_arrays(
         name: np.frombuffer(raw, np.dtype(dtype)).reshape(shape)
         for name, (dtype, shape, raw) in packed.items()
     }
+
+
+def _overlap(labels: dict[str, str], other: dict[str, str]) -> bool:
+    """True when a request could belong to both: they differ in no dimension that they share."""
+    return all(other.get(name, value) == value for name, value in labels.items())
 
 
 def _exp(log_value: float) -> float:

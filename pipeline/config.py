@@ -81,9 +81,9 @@ class ClickHouseSettings(Section):
     password: SecretStr = SecretStr("")
     database: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] = "kizashi"
     timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 30.0
-    requests_ttl_days: Annotated[int, Field(ge=1)] = 90
-    rollups_ttl_days: Annotated[int, Field(ge=1)] = 400
-    texts_ttl_days: Annotated[int, Field(ge=1)] = 7
+    requests_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 90
+    rollups_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 400
+    texts_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 7
 
 
 class IngestSettings(Section):

@@ -13,7 +13,6 @@ from schemas.signal import Family, Signal
 class State(StrEnum):
     """Where a signal of a monitor stands."""
 
-    LEARNING = "learning"
     QUIET = "quiet"
     #: Evidence over the threshold, but the change is too small to matter.
     IMMATERIAL = "immaterial"

@@ -41,7 +41,9 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=Fa
     )
 
     stream: bool | None = field(name="gen_ai.request.stream", default=None)
-    temperature: float | None = field(name="gen_ai.request.temperature", default=None)
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = field(
+        name="gen_ai.request.temperature", default=None
+    )
     max_tokens: TokenCount | None = field(name="gen_ai.request.max_tokens", default=None)
 
     #: Inclusive of cached tokens, as OpenAI counts them.

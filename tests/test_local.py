@@ -210,8 +210,9 @@ def test_it_resolves_once_the_version_is_mended(broken_news: tuple[News, Store])
 def test_an_input_that_ends_clear_ends_resolved(config: Config, store: Store) -> None:
     """No time passes after the last event, so nobody could wait for the alarms to stay clear."""
     values = [to_bytes(e) for e in make_company(7, SIZE, range(START, END))]
-    pipeline, news = LocalPipeline(config, store, epoch="1"), []
-    for start in range(0, SIZE, SIGNALS_STEP):
+    pipeline = LocalPipeline(config, store, epoch="1")
+    news = pipeline.feed(values[:END], NOW_MS)
+    for start in range(END, SIZE, SIGNALS_STEP):
         news += pipeline.feed(values[start : start + SIGNALS_STEP], NOW_MS)
         if len(alarms_of(news, Transition.CLEARED)) == len(alarms_of(news)) > 0:
             break

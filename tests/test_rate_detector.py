@@ -135,11 +135,11 @@ def mean_delay(before: float, after: float, threshold: float, warm: int, rows: i
 def test_a_change_is_found_nearly_as_soon_as_it_can_be(after: float, cusum: int) -> None:
     """Exact CUSUM, tuned to the very change, is the optimum at a run length of 1e5.
 
-    Ours knows only that *some* change may come. Its standing watch costs up to
-    a seventh, and a third when it has just been reset (with 1,000 rows, the
-    standard error is 2 %).
+    Ours knows only that *some* change may come. Its standing watch costs a seventh
+    more (1.15 and 1.14 with 8,000 streams; with 1,000 the standard error is 2 %),
+    and a detector that has just been reset a third.
     """
-    assert 0.95 * cusum < mean_delay(0.02, after, 1e5, warm=2_000, rows=1_000) < 1.15 * cusum
+    assert 0.95 * cusum < mean_delay(0.02, after, 1e5, warm=2_000, rows=1_000) < 1.2 * cusum
     assert mean_delay(0.02, after, 1e5, warm=0, rows=1_000) < 1.38 * cusum
 
 
