@@ -17,7 +17,7 @@ from schemas.monitor import DIMENSIONS, grouping_name
 
 Ints = npt.NDArray[np.int64]
 MINUTE_MS = 60_000
-PART = 1_000_000
+PICODOLLARS_PER_MICRODOLLAR = 1_000_000
 
 SUM_COLUMNS = (
     "requests",
@@ -29,7 +29,7 @@ SUM_COLUMNS = (
     "fallbacks",
     *TOKEN_FIELDS,
     "unpriced",
-    "cost_megapicodollars",
+    "cost_microdollars",
     "cost_picodollars",
 )
 HISTOGRAMS = {
@@ -78,7 +78,10 @@ def _sum_matrix(features: Features) -> Ints:
         *tokens,
         ~features.costs.priced,
         # In two parts: a handful of absurd token counts must not overflow the sum of the rest.
-        *np.divmod(np.where(features.costs.priced, features.costs.picodollars, 0), PART),
+        *np.divmod(
+            np.where(features.costs.priced, features.costs.picodollars, 0),
+            PICODOLLARS_PER_MICRODOLLAR,
+        ),
     ]
     return np.stack([np.asarray(c, np.int64) for c in columns], axis=1)
 
@@ -135,7 +138,8 @@ def _concatenate(parts: Sequence[Columns], record_ms: int) -> Columns:
     joined: Columns = {name: _join([part[name] for part in parts]) for name in parts[0]}
     high, low = (np.asarray(joined.pop(name)).tolist() for name in SUM_COLUMNS[-2:])
     joined["cost_usd"] = [
-        Decimal(h * PART + rest).scaleb(-12) for h, rest in zip(high, low, strict=True)
+        Decimal(h * PICODOLLARS_PER_MICRODOLLAR + rest).scaleb(-12)
+        for h, rest in zip(high, low, strict=True)
     ]
     joined["record_time"] = np.full(len(high), record_ms, np.int64)
     return joined
