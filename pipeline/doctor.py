@@ -65,7 +65,7 @@ def _examine_kafka(config: Config) -> Iterator[Finding]:
     reached = _attempt(
         "broker",
         lambda: f"{kafka.bootstrap_servers} answers" if topic_epochs(kafka, []) == {} else "",
-        "set KIZASHI_KAFKA__BOOTSTRAP_SERVERS, or start one: docker compose up -d kafka",
+        "set KIZASHI_KAFKA__BOOTSTRAP_SERVERS, or start a whole stack: make up",
     )
     yield reached
     if not reached.well:

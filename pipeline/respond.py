@@ -48,9 +48,15 @@ class Responder:
         self._executor = executor
         self._book: IncidentBook | None = None
         self._notifier: Notifying | None = None
+        # Alarms and the clock come from different tasks; the book takes one change at a time.
+        self._lock = asyncio.Lock()
 
     async def take_over(self) -> None:
         """Load the book and send what was still pending; does nothing when that is done."""
+        async with self._lock:
+            await self._take_over()
+
+    async def _take_over(self) -> None:
         if self._notifier is not None:
             return
         recent = await self._run(self._incidents.load_recent)
@@ -60,6 +66,10 @@ class Responder:
 
     async def hand_over(self) -> None:
         """Stop sending: another worker has the alarms now."""
+        async with self._lock:
+            await self._hand_over()
+
+    async def _hand_over(self) -> None:
         notifier, self._notifier, self._book = self._notifier, None, None
         if notifier is not None:
             await notifier.close()
@@ -70,17 +80,19 @@ class Responder:
         Raises:
             RetryableError: ClickHouse is away; call again with the same alarms.
         """
-        await self.take_over()
         changed: list[Incident] = []
-        for alarm in alarms:
-            changed += await self._note(partial(self._handle, alarm))
+        async with self._lock:
+            await self._take_over()
+            for alarm in alarms:
+                changed += await self._note(partial(self._handle, alarm))
         return changed
 
     async def tick(self, now_ms: int) -> list[Incident]:
         """Resolve what has been clear for long enough."""
-        if self._book is None:
-            return []
-        return await self._note(lambda book: book.tick(now_ms))
+        async with self._lock:
+            if self._book is None:
+                return []
+            return await self._note(lambda book: book.tick(now_ms))
 
     def _handle(self, alarm: Alarm, book: IncidentBook) -> list[Entry]:
         return book.handle(alarm, self._incidents.investigate, self._incidents.find_examples)
@@ -96,7 +108,7 @@ class Responder:
                 await self._run(partial(self._incidents.save, entry.incident))
         except BaseException:
             # The book is ahead of what is stored: read it again before the next try.
-            await self.hand_over()
+            await self._hand_over()
             raise
         return [entry.incident for entry in entries]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import os
@@ -11,6 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
+
+import msgspec
 
 from pipeline.build import build_bank_config, build_pricer, build_registry, build_step_config
 from pipeline.config import Config
@@ -180,12 +183,17 @@ class WorkerState:
             logger.warning("incidents cannot be looked after: %s", error)
 
     async def watch(self) -> None:
-        """End the process when there is work, everything is reachable, and nothing moves."""
+        """Log the books; end the process when there is work and nothing moves."""
         try:
             position, lag = await self.offsets.lag(self.kafka.events_topic)
         except RetryableError as error:
             logger.warning("%s", error)
             return
+        logger.info(
+            "%d events: %d stored, %d dead-lettered, %d repeats; %d behind",
+            *functools.reduce(ChunkCounts.plus, self.books.values(), ChunkCounts()),
+            lag,
+        )
         now_s = time.monotonic()
         retrying = now_s - self._retried_s < 2 * self.backoff.max_s
         if self._watchdog.observe(now_s, position=position, lag=lag, retrying=retrying):
@@ -208,8 +216,7 @@ class WorkerState:
             await self._commit(batch, position)
 
     async def _respond(self, batch: Batch) -> None:
-        alarms = [decode_alarm(record.value or b"") for record in batch.records]
-        for incident in await self.responder.respond(alarms):
+        for incident in await self.responder.respond(_read_alarms(batch)):
             logger.info("incident %s v%d", incident.incident_id, incident.version)
         await self._commit(batch, batch.records[-1].offset + 1)
 
@@ -233,3 +240,14 @@ class WorkerState:
         """Let go of ClickHouse, when nothing runs any more."""
         self.executor.shutdown(wait=True)
         self.store.close()
+
+
+def _read_alarms(batch: Batch) -> list[Alarm]:
+    alarms = []
+    for record in batch.records:
+        try:
+            alarms.append(decode_alarm(record.value or b""))
+        except msgspec.MsgspecError as error:
+            # Only another program can have written it; there is nothing to keep.
+            logger.warning("the alarm at offset %d is none of ours: %s", record.offset, error)
+    return alarms

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 import uuid
@@ -88,10 +89,8 @@ class WorkerThread:
     def books(self) -> ChunkCounts:
         """What the worker has read, stored, dead-lettered and dropped so far."""
         self._check()
-        total = ChunkCounts()
-        for counts in list(self._state.books.values()) if self._state else []:
-            total = total.plus(counts)
-        return total
+        books = list(self._state.books.values()) if self._state else []
+        return functools.reduce(ChunkCounts.plus, books, ChunkCounts())
 
     def __enter__(self) -> WorkerThread:
         self._thread.start()
