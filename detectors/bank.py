@@ -78,7 +78,7 @@ class BankConfig:
 
     false_alarms_per_week: float = 1.0
     share: float = 1.0
-    monitors: int = 20_000
+    monitors: int = 50_000
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     detector: RateDetectorConfig = field(default_factory=RateDetectorConfig)
     materiality: Mapping[Family, Material] = field(

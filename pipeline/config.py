@@ -111,7 +111,10 @@ class IngestSettings(Section):
     def _parse_groupings(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             return value
-        return tuple(parse_grouping(v) if isinstance(v, str) else v for v in value)
+        groupings = tuple(parse_grouping(v) if isinstance(v, str) else v for v in value)
+        if len({frozenset(g) for g in groupings}) != len(groupings):
+            raise ValueError("a grouping stands there twice")
+        return groupings
 
 
 class Materiality(Section):
@@ -132,7 +135,7 @@ class DetectionSettings(Section):
     reference_events: Annotated[int, Field(ge=100)] = 20_000
     #: Probability that a reference's bound is on the wrong side of the true rate.
     reference_miss: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
-    monitors: Annotated[int, Field(ge=1)] = 20_000
+    monitors: Annotated[int, Field(ge=1)] = 50_000
     #: An alarmed monitor without traffic for this long is cleared.
     no_traffic_s: Annotated[float, Field(gt=0)] = 900.0
     #: Evidence for recovery, as a likelihood ratio, that clears an alarm.
@@ -221,6 +224,17 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The environment wins over the file, which arrives as init arguments.
         return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _check_monitors(self) -> Config:
+        # With less room, monitors would push each other out and never finish learning.
+        counted = len(self.ingest.groupings) * (self.ingest.monitors_per_grouping + 1)
+        if self.detection.monitors < counted:
+            raise ValueError(
+                f"detection.monitors is {self.detection.monitors}, but"
+                f" {len(self.ingest.groupings)} groupings may have {counted} monitors"
+            )
+        return self
 
     def shown(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values, secrets masked."""

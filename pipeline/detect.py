@@ -100,12 +100,21 @@ class DetectorRunner:
         owned.verdicts += verdicts
         owned.alarms += alarms
 
+    def _restore(self, partition: int, state: bytes) -> Bank:
+        try:
+            return Bank.restore(self._config, state)
+        except ValueError as error:
+            # An older version's state is worth less than a worker that starts: the monitors
+            # learn anew, within a few hundred events each.
+            logger.warning("the detectors of partition %d start anew: %s", partition, error)
+            return Bank(self._config)
+
     def _load(self, partition: int) -> _Owned:
         found = self._store.load_snapshot(self._topic, self._epoch, partition)
         if found is None:
             bank, position = Bank(self._config), -1
         else:
             position, state = found
-            bank = Bank.restore(self._config, state)
+            bank = self._restore(partition, state)
         self._owned[partition] = _Owned(bank, position, self._clock(), position)
         return self._owned[partition]

@@ -145,8 +145,9 @@ _INCIDENTS = Row(
             ),
             sql="""
 SELECT opened_at, status, severity, family, summary, suggestion,
-       arrayStringConcat(arrayMap((k, v) -> concat(k, '=', v), mapKeys(cause), mapValues(cause)),
-                         ', ') AS explained_by,
+       if(empty(cause), 'all traffic',
+          arrayStringConcat(arrayMap((k, v) -> concat(k, '=', v), mapKeys(cause), mapValues(cause)),
+                            ', ')) AS explained_by,
        share, changed_at, resolved_at, incident_id
 FROM incidents
 WHERE opened_at <= $__toTime AND (resolved_at IS NULL OR resolved_at >= $__fromTime)

@@ -271,7 +271,8 @@ def headline(incident: Incident) -> str:
 
 def describe_labels(incident: Incident) -> str:
     """Return the cause as words, e.g. ``prompt_name=search, prompt_version=v7``."""
-    return ", ".join(f"{name}={value}" for name, value in incident.cause.labels.items())
+    labels = incident.cause.labels
+    return ", ".join(f"{name}={value}" for name, value in labels.items()) or "all traffic"
 
 
 def _render_status(incident: Incident, now_ms: int) -> Text:
