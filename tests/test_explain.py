@@ -55,13 +55,15 @@ def test_a_new_prompt_version_is_named_though_it_has_no_past() -> None:
     assert (cause.before, cause.after) == (Rate(0, 0), Rate(170, 500))
 
 
-def test_a_new_version_that_replaced_the_old_one_is_named() -> None:
+@pytest.mark.parametrize("past", [Rate(0, 0), Rate(3, 8), Rate(12, 30)])
+def test_a_new_version_that_replaced_the_old_one_is_named(past: Rate) -> None:
+    """Also when the change point is a little late, and its first events count as its past."""
     world = []
     for traffic in world_of():
         if traffic.labels["prompt_name"] == "ask":
             world.append(Traffic(traffic.labels, traffic.before, Rate(0, 0)))
             new = {**traffic.labels, "prompt_version": "v2"}
-            world.append(Traffic(new, Rate(0, 0), Rate(150, 500)))
+            world.append(Traffic(new, past, Rate(150, 500)))
         else:
             world.append(traffic)
     for monitor in ({"route": "chat"}, {"prompt_name": "ask"}):

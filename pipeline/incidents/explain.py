@@ -27,6 +27,8 @@ LIFT = 2.0
 SHARE_STEP = 0.1
 #: A slice with a short past leans on the past of all traffic, with this weight in events.
 PRIOR_EVENTS = 50
+#: With less than this of the past that its traffic now would give it, a slice is as good as new.
+THIN_SHARE = 0.1
 #: Below this share of the excess, the slices' own rates have not changed: the mix has.
 OWN_SHARE = 0.4
 #: What the detector saw must show to this much against the last hour, to be told from it.
@@ -157,19 +159,27 @@ class Investigation(NamedTuple):
             max(0, whole.after_inside.count - sum(s.after_inside.count for s in slices)),
             max(0, whole.after_inside.total - sum(s.after_inside.total for s in slices)),
         )
-        unseen = _excess(Rate(0, 0), rest, whole.before_inside)
+        unseen = _excess(Rate(0, 0), rest, whole.before_inside, whole.after_inside)
         return unseen + sum(self._excess_inside(s) for s in slices)
 
     def _excess_inside(self, each: Slice) -> float:
-        return _excess(each.before_inside, each.after_inside, self.whole.before_inside)
+        whole = self.whole
+        return _excess(
+            each.before_inside, each.after_inside, whole.before_inside, whole.after_inside
+        )
 
     def _excess_overall(self, each: Slice) -> float:
-        return _excess(each.before, each.after, self.whole.before)
+        return _excess(each.before, each.after, self.whole.before, self.whole.after)
 
 
-def _excess(before: Rate, after: Rate, parent: Rate) -> float:
+def _excess(before: Rate, after: Rate, whole_before: Rate, whole_after: Rate) -> float:
     """How many more events counted since the change than the slice's own past would give."""
-    prior = PRIOR_EVENTS * parent.value
+    usual = whole_before.total * _ratio(after.total, whole_after.total)
+    if before.total < THIN_SHARE * usual:
+        # As good as new: when the change point is estimated a little late, the few events
+        # before it are the first of the change itself.
+        before = Rate(0, 0)
+    prior = PRIOR_EVENTS * whole_before.value
     expected = (before.count + prior) / (before.total + PRIOR_EVENTS)
     return after.count - after.total * expected
 
