@@ -60,7 +60,6 @@ VERSION = 2
 
 SIGNALS: tuple[Signal, ...] = tuple(Signal)
 FAMILIES: tuple[Family, ...] = tuple(Family)
-LATENCY_SIGNALS = (Signal.SLOW_FIRST_CHUNK, Signal.SLOW_OUTPUT)
 _FAMILY_MEMBERS = {f: [i for i, s in enumerate(SIGNALS) if FAMILY_OF[s] == f] for f in FAMILIES}
 
 

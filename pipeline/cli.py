@@ -11,15 +11,13 @@ from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, NoReturn
 
 import click
 from msgspec import structs
 
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, KizashiError
-
-P = ParamSpec("P")
 
 
 def main() -> NoReturn:

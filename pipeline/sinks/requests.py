@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.core.chunk import ChunkEffects, Columns, DeadLetter, MapColumn, MoneyColumn
+from pipeline.core.chunk import ChunkEffects, Columns, DeadLetter, MoneyColumn
 from pipeline.errors import RowsRefused
 from pipeline.sinks.clickhouse import Store
 from schemas.monitor import OTHER, Grouping, Monitor, grouping_name
@@ -112,29 +112,12 @@ def take(columns: Columns, start: int, stop: int) -> Columns:
     return {name: _take(column, start, stop) for name, column in columns.items()}
 
 
-def concatenate(parts: Sequence[Columns]) -> Columns:
-    """Join the rows of several chunks."""
-    return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
 def _take(column: object, start: int, stop: int) -> object:
     if isinstance(column, MoneyColumn):
         return MoneyColumn(column.picodollars[start:stop], column.known[start:stop])
     if isinstance(column, list | np.ndarray):
         return column[start:stop]
     raise TypeError(f"cannot take rows of a {type(column).__name__}")
-
-
-def _concatenate(columns: Sequence[object]) -> object:
-    first = columns[0]
-    if isinstance(first, MoneyColumn):
-        money = [c for c in columns if isinstance(c, MoneyColumn)]
-        return MoneyColumn(*(np.concatenate(part) for part in zip(*money, strict=True)))
-    if isinstance(first, list):
-        return [value for column in columns if isinstance(column, list) for value in column]
-    if isinstance(first, MapColumn):
-        raise TypeError("maps are inserted chunk by chunk")
-    return np.ma.concatenate([np.ma.asarray(c) for c in columns])  # type: ignore[no-untyped-call]
 
 
 def _length(columns: Columns) -> int:
