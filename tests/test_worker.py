@@ -123,8 +123,8 @@ def test_200_000_events_two_workers_one_killed(stack: Stack) -> None:
         total = f"SELECT sum(requests) FROM rollup_1m WHERE grouping = '{grouping}'"
         assert stack.count(total) == EVENTS
     assert_rollups_equal_their_recomputation(stack)
-    assert second.running
-    assert first.stop() == 0
+    # The second has been at work all along; the first may still be on its way up.
+    assert second.stop() == 0
 
 
 BAD = {
