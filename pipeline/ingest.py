@@ -134,6 +134,8 @@ class Ingestor:
         self._backoff = backoff
         self._clock = clock
         self._partitions: dict[tuple[str, int], _Partition] = {}
+        #: Partition → the generation in which it was lost.
+        self._lost: dict[tuple[str, int], int] = {}
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -147,7 +149,7 @@ class Ingestor:
         while self.held_bytes >= self._limits.held_bytes:
             self._room.clear()
             await self._room.wait()
-        if not self._offsets.is_current(batch.generation):
+        if not self._offsets.is_current(batch.generation) or self._is_lost(batch):
             return
         partition = self._partition_of(batch)
         if not partition.records:
@@ -155,6 +157,10 @@ class Ingestor:
         partition.records.extend(batch.records)
         partition.bytes += sum(_size(r) for r in batch.records)
         self._arrived.set()
+
+    def _is_lost(self, batch: BatchLike) -> bool:
+        """What follows dropped records in the same generation has a gap before it."""
+        return self._lost.get((batch.topic, batch.partition)) == batch.generation
 
     def _partition_of(self, batch: BatchLike) -> _Partition:
         key = (batch.topic, batch.partition)
@@ -287,8 +293,10 @@ class Ingestor:
                 attempt += 1
 
     def _drop(self, partition: _Partition) -> None:
-        self._partitions.pop((partition.topic, partition.partition), None)
-        self._forget(partition.topic, partition.partition)
+        key = (partition.topic, partition.partition)
+        self._partitions.pop(key, None)
+        self._lost[key] = partition.generation
+        self._forget(*key)
         self._room.set()
 
 

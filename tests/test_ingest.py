@@ -214,6 +214,27 @@ async def test_a_batch_of_an_old_generation_is_dropped() -> None:
     assert worker.held_bytes == 0
 
 
+async def test_after_a_loss_nothing_of_that_generation_is_taken() -> None:
+    """The records that were dropped would be a gap that the next commit passes over."""
+    world = World(records=20, rng=random.Random(0), faults=False)
+    worker = world.worker()
+    honest, world.write = world.write, refuse  # type: ignore[method-assign]
+    await worker.offer(Batch(TOPIC, 0, 1, records(0, 7)))
+    await worker.step()
+    world.write = honest  # type: ignore[method-assign]
+    await worker.offer(Batch(TOPIC, 0, 1, records(7, 7)))
+    assert not await worker.step()
+    assert not world.stored
+    world.generation = 2
+    await worker.offer(Batch(TOPIC, 0, 2, records(0, 14)))
+    assert await worker.step()
+    assert list(world.stored) == ["0:0-6"]
+
+
+async def refuse(*_: object) -> None:
+    raise Fenced("a rebalance is in progress")
+
+
 async def test_a_chunk_is_closed_by_time() -> None:
     world = World(records=3, rng=random.Random(0), faults=False)
     worker = world.worker()
