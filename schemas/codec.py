@@ -78,43 +78,42 @@ def decode_event(
         detail = f"{len(raw)} bytes are over the limit of {limits.event_bytes}"
         return Rejected(Reason.TOO_LARGE, detail, raw)
     try:
-        return _accept(_decode_event(raw), {}, raw, written_ms, limits)
+        return _decode(raw, written_ms, limits)
     except UnicodeDecodeError as error:
         return Rejected(Reason.INVALID_UTF8, _clip(f"{error.reason} at {error.start}"), raw)
     except msgspec.ValidationError as error:
-        if _UNKNOWN in str(error):
-            return _decode_with_attributes(raw, written_ms, limits)
         return _explain(error, raw)
     except msgspec.DecodeError as error:
         return _explain_malformed(error, raw)
     except RecursionError:
         return Rejected(Reason.TOO_DEEP, "nested too deeply", raw)
+
+
+def _decode(raw: bytes, written_ms: int, limits: CodecLimits) -> Received | Rejected:
+    try:
+        event = _decode_event(raw)
+    except msgspec.ValidationError as error:
+        if _UNKNOWN not in str(error):
+            raise
+        return _decode_with_attributes(raw, written_ms, limits)
+    return _accept(event, {}, raw, written_ms, limits)
 
 
 def _decode_with_attributes(
     raw: bytes, written_ms: int, limits: CodecLimits
 ) -> Received | Rejected:
     """The slower way, taken only by events that have keys outside the contract."""
-    try:
-        # The known keys are read from the bytes again, not from the dict: numbers,
-        # times and repeated keys must be judged by the rules of the fast way.
-        event = Event(**msgspec.structs.asdict(_decode_known(raw)))
-        extra = {k: v for k, v in _decode_object(raw).items() if k not in _KNOWN_KEYS}
-        if (problem := _check_extra(extra, raw, limits)) is not None:
-            return problem
-        attributes = {key: _as_text(value) for key, value in extra.items()}
-        if sum(len(k) + len(v) for k, v in attributes.items()) > limits.attribute_bytes:
-            detail = f"unknown keys hold more than {limits.attribute_bytes} characters"
-            return Rejected(Reason.TOO_MANY_ATTRIBUTES, detail, raw)
-        return _accept(event, attributes, raw, written_ms, limits)
-    except msgspec.ValidationError as error:
-        return _explain(error, raw)
-    except msgspec.DecodeError as error:
-        return _explain_malformed(error, raw)
-    except UnicodeDecodeError as error:
-        return Rejected(Reason.INVALID_UTF8, _clip(f"{error.reason} at {error.start}"), raw)
-    except RecursionError:
-        return Rejected(Reason.TOO_DEEP, "nested too deeply", raw)
+    # The known keys are read from the bytes again, not from the dict: numbers,
+    # times and repeated keys must be judged by the rules of the fast way.
+    event = Event(**msgspec.structs.asdict(_decode_known(raw)))
+    extra = {k: v for k, v in _decode_object(raw).items() if k not in _KNOWN_KEYS}
+    if (problem := _check_extra(extra, raw, limits)) is not None:
+        return problem
+    attributes = {key: _as_text(value) for key, value in extra.items()}
+    if sum(len(k) + len(v) for k, v in attributes.items()) > limits.attribute_bytes:
+        detail = f"unknown keys hold more than {limits.attribute_bytes} characters"
+        return Rejected(Reason.TOO_MANY_ATTRIBUTES, detail, raw)
+    return _accept(event, attributes, raw, written_ms, limits)
 
 
 def _check_extra(extra: dict[str, Any], raw: bytes, limits: CodecLimits) -> Rejected | None:

@@ -26,6 +26,14 @@ def find_buckets(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return buckets
 
 
+def find_measured_buckets(
+    values: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Return which values were measured (are finite), and the bucket of each that was."""
+    measured = np.isfinite(values)
+    return measured, find_buckets(np.where(measured, values, 0.0))
+
+
 def upper_edge(bucket: int) -> float:
     """Return the largest value that the bucket holds."""
     return float(2.0 ** ((bucket + 1) / SCALE))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.core.chunk import Columns, MapColumn
 from pipeline.core.features import ABSENT, TOKEN_FIELDS, Features
-from pipeline.core.histogram import find_buckets
+from pipeline.core.histogram import find_measured_buckets
 from pipeline.core.monitors import Split
 from pipeline.core.sums import count_maps, sum_by_key
 from schemas.monitor import DIMENSIONS, grouping_name
@@ -88,9 +88,7 @@ def _sum_matrix(features: Features) -> Ints:
 
 def _buckets_of(features: Features, name: str) -> tuple[npt.NDArray[np.bool_], Ints]:
     attribute, scale = HISTOGRAMS[name]
-    values = getattr(features, attribute) * scale
-    measured = np.isfinite(values)
-    return measured, find_buckets(np.where(measured, values, 0.0))
+    return find_measured_buckets(getattr(features, attribute) * scale)
 
 
 def _histogram(

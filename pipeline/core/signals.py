@@ -11,7 +11,7 @@ import numpy.typing as npt
 from msgspec import structs
 
 from pipeline.core.features import Features
-from pipeline.core.histogram import find_buckets
+from pipeline.core.histogram import find_measured_buckets
 from pipeline.core.monitors import Split
 from pipeline.core.sums import count_by_key, sum_by_key
 from schemas.monitor import Monitor, grouping_name
@@ -110,8 +110,8 @@ class _Counter:
         columns = (ones, features.errors, ~features.errors, features.refusals, features.truncations)
         self._counts = np.stack([np.asarray(c, np.int64) for c in columns], axis=1)
         self._time_ms = features.time_ms
-        self._first_chunk = _buckets(features.first_chunk_s * 1e3)
-        self._token = _buckets(features.token_s * 1e6)
+        self._first_chunk = find_measured_buckets(features.first_chunk_s * 1e3)
+        self._token = find_measured_buckets(features.token_s * 1e6)
 
     def count(self, index: int, split: Split, events: Ints) -> list[tuple[Monitor, MonitorCounts]]:
         """Count some of the events, for each monitor of the split that is among them."""
@@ -140,11 +140,6 @@ class _Counter:
             )
             for i, at in enumerate(present.tolist())
         ]
-
-
-def _buckets(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], Ints]:
-    measured = np.isfinite(values)
-    return measured, find_buckets(np.where(measured, values, 0.0))
 
 
 def _time_span(time_ms: Ints, code: Ints, present: Ints) -> tuple[list[int], list[int]]:

@@ -9,25 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.chunk import Columns, MapColumn, MoneyColumn
+from schemas.monitor import DIMENSIONS
 
 _TEXT = pa.string()
 _TIME = pa.timestamp("ms", "UTC")
 _COUNT = pa.uint64()
 _TEXT_MAP = pa.map_(_TEXT, _TEXT)
 _BUCKETS = pa.map_(pa.int16(), _COUNT)
-_DIMENSIONS = dict.fromkeys(
-    (
-        "provider",
-        "request_model",
-        "response_model",
-        "route",
-        "tenant",
-        "prompt_name",
-        "prompt_version",
-        "region",
-    ),
-    _TEXT,
-)
+_DIMENSIONS = dict.fromkeys((d.value for d in DIMENSIONS), _TEXT)
 
 #: Table → column → Arrow type. What has no entry is a count, or a `MoneyColumn`.
 SCHEMAS: dict[str, dict[str, pa.DataType]] = {
