@@ -25,6 +25,15 @@ def test_an_id_is_a_repeat_while_it_is_among_the_last_that_were_new(
         assert len(seen) == len(window)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 8), st.lists(st.lists(st.sampled_from("abcdefg"), max_size=6), max_size=9))
+def test_a_chunk_at_once_is_the_same_as_one_by_one(capacity: int, chunks: list[list[str]]) -> None:
+    at_once, one_by_one = SeenIds(capacity), SeenIds(capacity)
+    for chunk in chunks:
+        assert at_once.add_all(chunk) == [one_by_one.add(i) for i in chunk]
+        assert len(at_once) == len(one_by_one)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 8), IDS, IDS)
 def test_a_window_read_back_goes_on_like_the_one_that_was_lost(
