@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.chunk import CodedColumn, code_values
 from pipeline.core.monitors import MonitorRegistry, split_events
 from schemas.monitor import (
     DEFAULT_GROUPINGS,
@@ -34,8 +35,8 @@ ROWS = st.lists(
 )
 
 
-def columns_of(rows: list[Row]) -> dict[Dimension, list[str]]:
-    return {d: [row[d] for row in rows] for d in DIMENSIONS}
+def columns_of(rows: list[Row]) -> dict[Dimension, CodedColumn]:
+    return {d: code_values([row[d] for row in rows]) for d in DIMENSIONS}
 
 
 def rows_of(*routes: str) -> list[Row]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.chunk import code_values
 from pipeline.core.pricing import (
     CHUNK_MAX,
     RATE_MAX,
@@ -336,9 +337,9 @@ def columns_of(events) -> UsageColumns:
         return np.array([-1 if n is None else n for n in counts], np.int64)
 
     return UsageColumns(
-        request_model=[event[0] for event in events],
-        response_model=[event[1] for event in events],
-        provider=[event[2] for event in events],
+        request_model=code_values([event[0] for event in events]),
+        response_model=code_values([event[1] for event in events]),
+        provider=code_values([event[2] for event in events]),
         time_ms=np.array([event[3] for event in events], np.int64),
         input_tokens=tokens("input_tokens"),
         output_tokens=tokens("output_tokens"),
@@ -466,7 +467,7 @@ def test_columns_that_do_not_fit_are_refused():
     for change, complaint in (
         ({"provider": []}, "different lengths"),
         ({"input_tokens": np.array([TOKENS_MAX + 1])}, "token count"),
-        ({"request_model": ["m"] * (CHUNK_MAX + 1)}, "over the limit"),
+        ({"time_ms": np.zeros(CHUNK_MAX + 1, np.int64)}, "over the limit"),
     ):
         with pytest.raises(ValueError, match=complaint):
             pricer.price_chunk(UsageColumns(**{**vars(good), **change}))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from msgspec import structs
 
@@ -23,12 +22,11 @@ from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import RATE_MAX, TOKENS_MAX, Pricer
 from pipeline.core.step import Admission, StepConfig, admit, derive_effects
 from pipeline.errors import PermanentError, RetryableError, RowsRefused, SinkUnavailable
-from pipeline.sinks.arrow import to_table
 from pipeline.sinks.clickhouse import QueryFailed, Store
 from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.outbox import ClickHouseOutbox
-from pipeline.sinks.requests import RequestStore, take, token_of
+from pipeline.sinks.requests import RequestStore, token_of
 from pipeline.sinks.times import to_datetime, to_rfc3339
 from schemas.alarm import Rate, State, Transition, Verdict, decode_alarm, encode_alarm
 from schemas.clickhouse import read_migrations
@@ -651,12 +649,6 @@ def test_a_registry_read_back_admits_the_same_monitors(migrated: Store) -> None:
         monitor = Monitor(ROUTE, (route,))
         assert again.admit(monitor) == lost.admit(monitor)
     assert again.admit(Monitor(ROUTE, ("v",))) == Monitor(ROUTE, (OTHER,))
-
-
-def test_the_parts_of_a_block_are_the_block() -> None:
-    requests = effects_of(make_chunk([to_bytes(e) for e in make_traffic(5, 20)])).requests
-    parts = [to_table("requests", take(requests, a, b)) for a, b in ((0, 7), (7, 20))]
-    assert pa.concat_tables(parts).equals(to_table("requests", requests))
 
 
 # --- Errors ----------------------------------------------------------------------------------

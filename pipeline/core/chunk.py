@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,9 @@ from msgspec import Struct
 from schemas.rejection import Rejected
 from schemas.signal import SignalPacket, Source
 
-#: Column name → its values: a list (None is NULL), an array, a `MapColumn` or a `MoneyColumn`.
+#: Column name → its values: a list (None is NULL), an array, or one of the columns below.
 Columns = dict[str, object]
+_Places = npt.NDArray[np.int64]
 
 
 class Record(NamedTuple):
@@ -31,12 +33,59 @@ class Chunk(Struct, frozen=True):
     records: list[Record]
 
 
+class CodedColumn(NamedTuple):
+    """n values of which few are distinct: row ``i`` holds ``values[codes[i]]``."""
+
+    codes: npt.NDArray[np.int32]
+    values: list[Any]
+
+    def decode(self) -> list[Any]:
+        """Return the n values themselves."""
+        return [self.values[code] for code in self.codes.tolist()]
+
+
+def code_values(values: Iterable[Hashable]) -> CodedColumn:
+    """Number the distinct values in the order in which they appear."""
+    rows = list(values)
+    distinct = list(dict.fromkeys(rows))
+    code = dict(zip(distinct, range(len(distinct)), strict=True))
+    return CodedColumn(np.fromiter(map(code.__getitem__, rows), np.int32, len(rows)), distinct)
+
+
+def repeat_value(value: Hashable, n: int) -> CodedColumn:
+    """Return a column that holds one value n times."""
+    return CodedColumn(np.zeros(n, np.int32), [value])
+
+
+def combine_columns(columns: Sequence[CodedColumn]) -> CodedColumn:
+    """Return the columns side by side as one; its values are tuples, in no particular order."""
+    combined = columns[0].codes.astype(np.int64)
+    for column in columns[1:]:
+        combined = combined * len(column.values) + column.codes
+    first, codes = _find_distinct(combined)
+    parts = ([column.values[code] for code in column.codes[first].tolist()] for column in columns)
+    return CodedColumn(codes.astype(np.int32), list(zip(*parts, strict=True)))
+
+
+def _find_distinct(codes: npt.NDArray[np.int64]) -> tuple[_Places, _Places]:
+    """Return where each distinct code comes first, by rising code, and each row's place there."""
+    size = int(codes.max(initial=-1)) + 1
+    if size > 4 * len(codes):
+        _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+        return first, inverse
+    # With few codes, a table of where each comes first is faster than sorting.
+    first = np.full(size, len(codes), np.int64)
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
+    present = first < len(codes)
+    return first[present], (np.cumsum(present) - 1)[codes]
+
+
 class MapColumn(NamedTuple):
     """n maps in one: row ``i`` holds ``keys[offsets[i]:offsets[i+1]]`` and the same of `values`."""
 
     offsets: npt.NDArray[np.int32]
     keys: object
-    values: npt.NDArray[np.uint64]
+    values: object
 
 
 class MoneyColumn(NamedTuple):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from pipeline.core.chunk import CodedColumn, MapColumn, code_values, repeat_value
 from pipeline.core.pricing import Costs, Pricer, UsageColumns
 from pipeline.core.refusal import Refusal, RefusalSource, decide_refusals
 from schemas.event import Event, Received
@@ -34,12 +37,15 @@ class Features(Struct, frozen=True):
 
     received: Sequence[Received]
     time_ms: Ints
-    dimensions: dict[Dimension, list[str]]
-    error_types: list[str]
+    dimensions: dict[Dimension, CodedColumn]
+    #: Tuples of strings.
+    finish_reasons: CodedColumn
+    #: Empty for an event that did not fail.
+    error_types: CodedColumn
     errors: Bools
     refusals: Bools
     partial_refusals: Bools
-    refusal_sources: list[str]
+    refusal_sources: CodedColumn
     truncations: Bools
     cache_hits: Bools
     fallbacks: Bools
@@ -66,12 +72,14 @@ def extract_features(received: Sequence[Received], pricer: Pricer) -> Features:
     """Turn accepted events into columns, priced and judged for refusal."""
     events = [r.event for r in received]
     time_ms = np.fromiter((r.time_ms for r in received), np.int64, len(events))
-    error_types = [e.error_type or "" for e in events]
-    errors = np.array([bool(t) for t in error_types], dtype=np.bool_)
+    dimensions = {d: _read_strings(events, d.value) for d in DIMENSIONS}
+    error_types = _read_strings(events, "error_type")
+    errors = _are(error_types, bool)
+    finish_reasons = code_values([tuple(e.finish_reasons or ()) for e in events])
     cache_hits = np.array([e.cache == "hit" for e in events], dtype=np.bool_)
-    tokens = {name: _optional_ints(events, name) for name in TOKEN_FIELDS}
-    duration = _optional_floats(events, "duration_s")
-    first_chunk = _optional_floats(events, "time_to_first_chunk_s")
+    tokens = {name: _read_counts(events, name) for name in TOKEN_FIELDS}
+    duration = _read_numbers(events, "duration_s")
+    first_chunk = _read_numbers(events, "time_to_first_chunk_s")
     measured = ~errors & ~cache_hits
     refusals, sources = decide_refusals(
         [e.refusal for e in events],
@@ -81,37 +89,55 @@ def extract_features(received: Sequence[Received], pricer: Pricer) -> Features:
     return Features(
         received=received,
         time_ms=time_ms,
-        dimensions={d: [getattr(e, d.value) or "" for e in events] for d in DIMENSIONS},
+        dimensions=dimensions,
+        finish_reasons=finish_reasons,
         error_types=error_types,
         errors=errors,
         refusals=(refusals == Refusal.FULL) & ~errors,
         partial_refusals=(refusals == Refusal.PARTIAL) & ~errors,
-        refusal_sources=[RefusalSource(s).value for s in sources],
-        truncations=_find_truncations(events) & ~errors,
+        refusal_sources=CodedColumn(sources, [s.value for s in RefusalSource]),
+        truncations=_are(finish_reasons, _is_truncated) & ~errors,
         cache_hits=cache_hits,
         fallbacks=np.array([bool(e.fallback_from) for e in events], dtype=np.bool_),
         tokens=tokens,
         duration_s=duration,
         first_chunk_s=np.where(measured, first_chunk, np.nan),
         token_s=_time_per_token(duration, first_chunk, tokens["output_tokens"], measured),
-        costs=pricer.price_chunk(_usage_columns(events, time_ms, tokens, cache_hits, errors)),
+        costs=pricer.price_chunk(
+            UsageColumns(
+                request_model=dimensions[Dimension.REQUEST_MODEL],
+                provider=dimensions[Dimension.PROVIDER],
+                response_model=dimensions[Dimension.RESPONSE_MODEL],
+                time_ms=time_ms,
+                cache_hit=cache_hits,
+                failed=errors,
+                **tokens,
+            )
+        ),
     )
 
 
-def _optional_ints(events: Sequence[Event], name: str) -> Ints:
-    values = (getattr(e, name) for e in events)
-    return np.fromiter((ABSENT if v is None else v for v in values), np.int64, len(events))
+def _read_strings(events: Sequence[Event], name: str) -> CodedColumn:
+    return code_values([value or "" for value in map(attrgetter(name), events)])
 
 
-def _optional_floats(events: Sequence[Event], name: str) -> Floats:
-    values = (getattr(e, name) for e in events)
-    return np.fromiter((np.nan if v is None else v for v in values), np.float64, len(events))
+def _read_numbers(events: Sequence[Event], name: str) -> Floats:
+    # None becomes NaN.
+    return np.array(list(map(attrgetter(name), events)), np.float64)
 
 
-def _find_truncations(events: Sequence[Event]) -> Bools:
-    return np.array(
-        [not TRUNCATION_REASONS.isdisjoint(e.finish_reasons or ()) for e in events], dtype=np.bool_
-    )
+def _read_counts(events: Sequence[Event], name: str) -> Ints:
+    numbers = _read_numbers(events, name)
+    return np.where(np.isnan(numbers), ABSENT, numbers).astype(np.int64)
+
+
+def _are(column: CodedColumn, holds: Callable[[Any], bool]) -> Bools:
+    """For which rows is it true? Asked once for each distinct value."""
+    return np.array([holds(value) for value in column.values], np.bool_)[column.codes]
+
+
+def _is_truncated(finish_reasons: Sequence[str]) -> bool:
+    return not TRUNCATION_REASONS.isdisjoint(finish_reasons)
 
 
 def _time_per_token(
@@ -129,30 +155,21 @@ def _time_per_token(
     return np.where(usable, generation / np.maximum(count, 1), np.nan)
 
 
-def _usage_columns(
-    events: Sequence[Event],
-    time_ms: Ints,
-    tokens: dict[str, Ints],
-    cache_hits: Bools,
-    errors: Bools,
-) -> UsageColumns:
-    return UsageColumns(
-        request_model=[e.request_model for e in events],
-        response_model=[e.response_model or "" for e in events],
-        provider=[e.provider or "" for e in events],
-        time_ms=time_ms,
-        cache_hit=cache_hits,
-        failed=errors,
-        **tokens,
-    )
+def code_attributes(attributes: Sequence[dict[str, str]]) -> MapColumn:
+    """Return keys outside the contract as one column; most chunks have none."""
+    sizes = np.fromiter(map(len, attributes), np.int32, len(attributes))
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    held = [each for each in attributes if each]
+    keys = [key for each in held for key in each]
+    return MapColumn(offsets, keys, [value for each in held for value in each.values()])
 
 
-def hash_users(users: Sequence[str | None], key: bytes | None) -> list[str]:
+def hash_users(users: Sequence[str | None], key: bytes | None) -> CodedColumn:
     """Return each user's HMAC-SHA256, hex, cut to 128 bits; empty without a key or a user."""
     if key is None:
-        return [""] * len(users)
+        return repeat_value("", len(users))
     known = {u: _hash_user(u, key) for u in set(users) if u}
-    return [known.get(u, "") if u else "" for u in users]
+    return code_values([known[u] if u else "" for u in users])
 
 
 def _hash_user(user: str, key: bytes) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from pipeline.core.chunk import CodedColumn, combine_columns
 from schemas.monitor import OTHER, Dimension, Grouping, Monitor
 
 Codes = npt.NDArray[np.int64]
@@ -54,39 +55,24 @@ class MonitorRegistry:
 
 
 def split_events(
-    dimensions: dict[Dimension, list[str]],
+    dimensions: dict[Dimension, CodedColumn],
     groupings: Sequence[Grouping],
     registry: MonitorRegistry,
 ) -> list[Split]:
     """Split n events by each grouping; `dimensions` holds n values for each dimension."""
-    needed = {d for grouping in groupings for d in grouping}
-    coded = {d: _factorize(dimensions[d]) for d in needed}
-    return [_split_by(grouping, coded, registry) for grouping in groupings]
-
-
-def _factorize(values: list[str]) -> tuple[Codes, list[str]]:
-    table: dict[str, int] = {}
-    codes = np.fromiter((table.setdefault(v, len(table)) for v in values), np.int64, len(values))
-    return codes, list(table)
+    return [_split_by(grouping, dimensions, registry) for grouping in groupings]
 
 
 def _split_by(
     grouping: Grouping,
-    coded: dict[Dimension, tuple[Codes, list[str]]],
+    dimensions: dict[Dimension, CodedColumn],
     registry: MonitorRegistry,
 ) -> Split:
-    combined = coded[grouping[0]][0]
-    for dimension in grouping[1:]:
-        codes, values = coded[dimension]
-        combined = combined * len(values) + codes
-    _, first, inverse = np.unique(combined, return_index=True, return_inverse=True)
+    combined = combine_columns([dimensions[d] for d in grouping])
     index: dict[Monitor, int] = {}
-    code_of = np.empty(len(first), np.int64)
-    for i, event in enumerate(first):
-        values_here = tuple(coded[d][1][coded[d][0][event]] for d in grouping)
-        if any(values_here):
-            monitor = registry.admit(Monitor(grouping, values_here))
+    code_of = np.full(len(combined.values), -1, np.int64)
+    for i, values in enumerate(combined.values):
+        if any(values):
+            monitor = registry.admit(Monitor(grouping, values))
             code_of[i] = index.setdefault(monitor, len(index))
-        else:
-            code_of[i] = -1
-    return Split(grouping, list(index), code_of[inverse])
+    return Split(grouping, list(index), code_of[combined.codes])

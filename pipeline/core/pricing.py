@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from pipeline.core.chunk import CodedColumn, combine_columns
 from pipeline.errors import ConfigError
 
 #: The largest rate, in picodollars per token: 1,000 USD per million tokens. A request has at most
@@ -383,9 +384,9 @@ class UsageColumns:
     as None.
     """
 
-    request_model: Sequence[str]
-    response_model: Sequence[str | None]
-    provider: Sequence[str | None]
+    request_model: CodedColumn
+    provider: CodedColumn
+    response_model: CodedColumn
     time_ms: IntArray
     input_tokens: IntArray
     output_tokens: IntArray
@@ -493,10 +494,8 @@ class Pricer:
         """Return for each event 1 + the index of its entry, or 0."""
         if len(self._memo) > self._memo_max:
             self._forget()
-        names = zip(columns.request_model, columns.provider, columns.response_model, strict=True)
-        numbers = np.fromiter(
-            map(self._memo.__getitem__, names), np.int64, len(columns.request_model)
-        )
+        names = combine_columns([columns.request_model, columns.provider, columns.response_model])
+        numbers = np.array([self._memo[each] for each in names.values], np.int64)[names.codes]
         if len(self._memo.starts) != len(self._starts):
             self._starts = np.array(self._memo.starts, np.int64)
             self._rows = np.array(self._memo.rows, np.int64)
@@ -521,14 +520,18 @@ def _tabulate(entries: Sequence[PriceEntry]) -> tuple[IntArray, IntArray]:
 
 
 def _check_columns(columns: UsageColumns) -> None:
-    n = len(columns.request_model)
+    n = len(columns.time_ms)
     if n > CHUNK_MAX:
         raise ValueError(f"a chunk of {n} events is over the limit of {CHUNK_MAX}")
-    if any(len(column) != n for column in vars(columns).values()):
+    if any(_length(column) != n for column in vars(columns).values()):
         raise ValueError("the columns of a chunk have different lengths")
     for counts in _token_columns(columns):
         if n and int(counts.max()) > TOKENS_MAX:
             raise ValueError(f"a token count is over {TOKENS_MAX}")
+
+
+def _length(column: CodedColumn | IntArray | BoolArray) -> int:
+    return len(column.codes if isinstance(column, CodedColumn) else column)
 
 
 def _token_columns(columns: UsageColumns) -> tuple[IntArray, ...]:

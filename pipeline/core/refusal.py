@@ -58,6 +58,10 @@ class RefusalSource(StrEnum):
     UNKNOWN = "unknown"
 
 
+#: By identity: an enum's own hash takes longer than the decision.
+_PLACE = {id(source): place for place, source in enumerate(RefusalSource)}
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -115,15 +119,18 @@ def decide_refusals(
     signals: Iterable[bool | None],
     finish_reasons: Iterable[Sequence[str] | None],
     texts: Iterable[str | None],
-) -> tuple[npt.NDArray[np.int8], list[RefusalSource]]:
-    """Decide a chunk: three columns of n in, n verdicts (`Refusal` as int8) and n sources out.
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
+    """Decide a chunk: three columns of n in, n verdicts (`Refusal`) and n sources out.
+
+    A source is its place in `RefusalSource`.
 
     Raises:
         ValueError: the columns differ in length.
     """
     decided = [decide_refusal(*row) for row in zip(signals, finish_reasons, texts, strict=True)]
     verdicts = np.fromiter((d[0] for d in decided), dtype=np.int8, count=len(decided))
-    return verdicts, [d[1] for d in decided]
+    sources = np.fromiter((_PLACE[id(d[1])] for d in decided), dtype=np.int32, count=len(decided))
+    return verdicts, sources
 
 
 # --- The text -----------------------------------------------------------------------

@@ -103,10 +103,10 @@ def _histogram(
 
 
 def _error_codes(features: Features) -> tuple[Ints, list[str]]:
-    names = sorted({t for t in features.error_types if t})
-    table = {name: code for code, name in enumerate(names)}
-    codes = np.fromiter((table.get(t, -1) for t in features.error_types), np.int64, len(features))
-    return codes, names
+    names = sorted(name for name in features.error_types.values if name)
+    place = {name: code for code, name in enumerate(names)}
+    codes = np.array([place.get(name, -1) for name in features.error_types.values], np.int64)
+    return codes[features.error_types.codes], names
 
 
 def _error_map(

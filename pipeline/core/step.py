@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import compress
 
 import numpy as np
 from msgspec import Struct, structs
@@ -15,9 +16,18 @@ from pipeline.core.chunk import (
     DeadLetter,
     MoneyColumn,
     Record,
+    code_values,
+    repeat_value,
 )
 from pipeline.core.dedup import SeenIds
-from pipeline.core.features import ABSENT, TOKEN_FIELDS, Features, extract_features, hash_users
+from pipeline.core.features import (
+    ABSENT,
+    TOKEN_FIELDS,
+    Features,
+    code_attributes,
+    extract_features,
+    hash_users,
+)
 from pipeline.core.monitors import MonitorRegistry, Split, split_events
 from pipeline.core.pricing import Pricer
 from pipeline.core.rollup import roll_up
@@ -73,18 +83,23 @@ class Admission(Struct, frozen=True):
 
 def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds) -> Admission:
     """Decode a chunk and drop repeats; `seen` is advanced by what is accepted."""
-    admission = Admission(chunk.source, len(chunk.records), [], [], [], 0)
-    duplicates = 0
-    for record in chunk.records:
-        result = decode_event(record.value, record.written_ms, limits)
+    decoded = [decode_event(r.value, r.written_ms, limits) for r in chunk.records]
+    letters, valid = [], []
+    for record, result in zip(chunk.records, decoded, strict=True):
         if isinstance(result, Rejected):
-            admission.deadletters.append(DeadLetter(record, result))
-        elif seen.add(result.event.event_id):
-            admission.records.append(record)
-            admission.received.append(result)
+            letters.append(DeadLetter(record, result))
         else:
-            duplicates += 1
-    return structs.replace(admission, duplicates=duplicates)
+            valid.append((record, result))
+    new = seen.add_all([received.event.event_id for _, received in valid])
+    kept = valid if all(new) else list(compress(valid, new))
+    return Admission(
+        source=chunk.source,
+        read=len(decoded),
+        records=[record for record, _ in kept],
+        received=[received for _, received in kept],
+        deadletters=letters,
+        duplicates=len(valid) - len(kept),
+    )
 
 
 def derive_effects(
@@ -135,9 +150,9 @@ def _request_rows(admission: Admission, features: Features, user_key: bytes | No
         "event_time": features.time_ms,
         "event_id": [e.event_id for e in events],
         **{d.value: features.dimensions[d] for d in DIMENSIONS},
-        "operation": [e.operation or "" for e in events],
+        "operation": code_values([e.operation or "" for e in events]),
         "response_id": [e.response_id or "" for e in events],
-        "finish_reasons": [e.finish_reasons or [] for e in events],
+        "finish_reasons": features.finish_reasons,
         "stream": [e.stream for e in events],
         "temperature": [e.temperature for e in events],
         "max_tokens": [e.max_tokens for e in events],
@@ -146,20 +161,20 @@ def _request_rows(admission: Admission, features: Features, user_key: bytes | No
         "partly_refused": features.partial_refusals,
         "refusal_source": features.refusal_sources,
         "truncated": features.truncations,
-        "cache": [e.cache or "" for e in events],
-        "fallback_from": [e.fallback_from or "" for e in events],
+        "cache": code_values([e.cache or "" for e in events]),
+        "fallback_from": code_values([e.fallback_from or "" for e in events]),
         "attempts": [e.attempts for e in events],
-        "guardrail": [e.guardrail or "" for e in events],
+        "guardrail": code_values([e.guardrail or "" for e in events]),
         **{t: np.ma.masked_equal(features.tokens[t], ABSENT) for t in TOKEN_FIELDS},
         "cost_usd": MoneyColumn(features.costs.picodollars, features.costs.priced),
         "duration_s": np.ma.masked_invalid(features.duration_s),
         "time_to_first_chunk_s": [e.time_to_first_chunk_s for e in events],
         "time_per_token_s": np.ma.masked_invalid(features.token_s),
         "user_hash": hash_users([e.user for e in events], user_key),
-        "attributes": [r.attributes for r in admission.received],
+        "attributes": code_attributes([r.attributes for r in admission.received]),
         "record_time": [r.written_ms for r in admission.records],
-        "topic": [source.topic] * n,
-        "epoch": [source.epoch] * n,
+        "topic": repeat_value(source.topic, n),
+        "epoch": repeat_value(source.epoch, n),
         "partition": np.full(n, source.partition, np.uint32),
         "offset": [r.offset for r in admission.records],
     }

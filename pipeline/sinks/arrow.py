@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.chunk import Columns, MapColumn, MoneyColumn
+from pipeline.core.chunk import CodedColumn, Columns, MapColumn, MoneyColumn
 from schemas.monitor import DIMENSIONS
 
 _TEXT = pa.string()
@@ -119,22 +116,24 @@ def to_array(column: object, kind: pa.DataType) -> pa.Array:
     """Return one column as an Arrow array of the given type."""
     if isinstance(column, MoneyColumn):
         return _money(column)
+    if isinstance(column, CodedColumn):
+        return _coded(column, kind)
     if isinstance(column, MapColumn):
-        keys = pa.array(column.keys, kind.key_type)
-        return pa.MapArray.from_arrays(
-            pa.array(column.offsets, pa.int32()), keys, pa.array(column.values, kind.item_type)
-        )
+        keys, items = pa.array(column.keys, kind.key_type), pa.array(column.values, kind.item_type)
+        return pa.MapArray.from_arrays(pa.array(column.offsets, pa.int32()), keys, items)
     if isinstance(column, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(column)
         # Arrow checks the range of masked values too.
         return pa.array(np.where(mask, 0, column.data), kind, mask=mask)
-    if pa.types.is_map(kind) and isinstance(column, list):
-        return pa.array([_items(each) for each in column], kind)
     return pa.array(column, kind)
 
 
-def _items(mapping: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    return list(mapping.items())
+def _coded(column: CodedColumn, kind: pa.DataType) -> pa.Array:
+    values = pa.array(column.values, kind)
+    if pa.types.is_string(kind):
+        # As it stands: ClickHouse reads a dictionary as what it is.
+        return pa.DictionaryArray.from_arrays(column.codes, values)
+    return values.take(pa.array(column.codes))
 
 
 def _money(column: MoneyColumn) -> pa.Array:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import numpy as np
+import pyarrow as pa
 
-from pipeline.core.chunk import ChunkEffects, Columns, DeadLetter, MoneyColumn
+from pipeline.core.chunk import ChunkEffects, Columns, DeadLetter
 from pipeline.errors import RowsRefused
+from pipeline.sinks.arrow import to_table
 from pipeline.sinks.clickhouse import Store
 from schemas.monitor import OTHER, Grouping, Monitor, grouping_name
 from schemas.signal import Source
@@ -33,10 +34,11 @@ class RequestStore:
         """
         if not effects.requests:
             return {}
-        return self._store_requests(effects.requests, token_of(effects.source), 0)
+        rows = to_table("requests", effects.requests)
+        return self._store_requests(rows, token_of(effects.source), 0)
 
-    def _store_requests(self, rows: Columns, token: str, first: int) -> dict[int, str]:
-        size = _length(rows)
+    def _store_requests(self, rows: pa.Table, token: str, first: int) -> dict[int, str]:
+        size = len(rows)
         try:
             self._store.insert("requests", rows, token)
         except RowsRefused as refused:
@@ -44,10 +46,8 @@ class RequestStore:
                 return {first: str(refused)[:200]}
             # The halves are the same on every replay, and so are their tokens.
             middle = size // 2
-            left = self._store_requests(take(rows, 0, middle), f"{token}/{middle}-", first)
-            right = self._store_requests(
-                take(rows, middle, size), f"{token}/-{middle}", first + middle
-            )
+            left = self._store_requests(rows.slice(0, middle), f"{token}/{middle}-", first)
+            right = self._store_requests(rows.slice(middle), f"{token}/-{middle}", first + middle)
             return left | right
         return {}
 
@@ -105,23 +105,6 @@ def token_of(source: Source) -> str:
         f"{source.topic}:{source.epoch}:{source.partition}"
         f":{source.first_offset}-{source.last_offset}"
     )
-
-
-def take(columns: Columns, start: int, stop: int) -> Columns:
-    """Return the rows ``start:stop`` of every column."""
-    return {name: _take(column, start, stop) for name, column in columns.items()}
-
-
-def _take(column: object, start: int, stop: int) -> object:
-    if isinstance(column, MoneyColumn):
-        return MoneyColumn(column.picodollars[start:stop], column.known[start:stop])
-    if isinstance(column, list | np.ndarray):
-        return column[start:stop]
-    raise TypeError(f"cannot take rows of a {type(column).__name__}")
-
-
-def _length(columns: Columns) -> int:
-    return len(next(c for c in columns.values() if isinstance(c, list)))
 
 
 def _deadletter_rows(source: Source, letters: Sequence[DeadLetter]) -> Columns:
