@@ -8,9 +8,9 @@ signals and dead-letter topics drop repeats by position.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pipeline.core.chunk import Chunk, ChunkCounts, ChunkEffects, DeadLetter
 from pipeline.core.dedup import SeenIds
@@ -34,13 +34,13 @@ class Publisher(Protocol):
     ) -> None: ...
 
 
-class _Admitted(NamedTuple):
-    source: Source
-    admission: Admission
-
-
 class EffectRunner:
-    """Performs chunks. Memory: the ids of each partition's window, and one chunk."""
+    """What the chunks of all partitions need, and where it is done.
+
+    Preparing a chunk and storing it have a thread each: the one is Python and the
+    other ClickHouse, so two chunks can be in hand at once. The embedded engine is
+    only ever entered from `storing`; prices and the registry only from `preparing`.
+    """
 
     def __init__(
         self,
@@ -49,25 +49,37 @@ class EffectRunner:
         registry: MonitorRegistry,
         requests: RequestStore,
         publisher: Publisher,
-        executor: Executor,
+        preparing: Executor,
+        storing: Executor,
         dedup_window: int,
         count: Callable[[Source, ChunkCounts], None],
     ) -> None:
-        self._config = config
-        self._pricer = pricer
-        self._registry = registry
-        self._requests = requests
-        self._publisher = publisher
-        self._executor = executor
-        self._dedup_window = dedup_window
-        self._count = count
-        self._seen: dict[tuple[str, int], SeenIds] = {}
-        self._admitted: dict[tuple[str, int], _Admitted] = {}
+        self.config = config
+        self.pricer = pricer
+        self.registry = registry
+        self.requests = requests
+        self.publisher = publisher
+        self.preparing = preparing
+        self.storing = storing
+        self.dedup_window = dedup_window
+        self.count = count
 
-    def forget(self, topic: str, partition: int) -> None:
-        """Drop what is known of a partition: it starts anew from what is stored."""
-        self._seen.pop((topic, partition), None)
-        self._admitted.pop((topic, partition), None)
+    def open_partition(self, _topic: str, _partition: int) -> Callable[[Chunk], Awaitable[None]]:
+        """Return what performs a partition's chunks while it stays assigned."""
+        return PartitionEffects(self).perform
+
+
+class PartitionEffects:
+    """Performs the chunks of one partition, one after the other.
+
+    Memory: the ids of the partition's window, and one chunk.
+    """
+
+    def __init__(self, runner: EffectRunner) -> None:
+        self._runner = runner
+        self._seen: SeenIds | None = None
+        #: The chunk in hand. Admission moves the window on, so a retry must not do it again.
+        self._admission: Admission | None = None
 
     async def perform(self, chunk: Chunk) -> None:
         """Store the chunk, then publish its signals and dead letters.
@@ -75,34 +87,35 @@ class EffectRunner:
         Raises:
             RetryableError: something is away; call again with the same chunk.
         """
-        loop = asyncio.get_running_loop()
-        # One thread for both: heartbeats go on meanwhile, and the embedded
-        # engine is only ever entered from there.
-        effects = await loop.run_in_executor(self._executor, self._store, chunk)
+        runner, loop = self._runner, asyncio.get_running_loop()
+        if self._seen is None:
+            self._seen = await loop.run_in_executor(runner.storing, self._load, chunk.source)
+        effects = await loop.run_in_executor(runner.preparing, self._prepare, chunk, self._seen)
+        refused = await loop.run_in_executor(
+            runner.storing, runner.requests.find_unstorable, effects
+        )
+        if refused:
+            effects = await loop.run_in_executor(runner.preparing, self._leave_out, refused)
+        await loop.run_in_executor(runner.storing, runner.requests.store_rest, effects)
         for partition, packets in effects.packets.items():
-            await self._publisher.publish_signals(partition, packets)
-        await self._publisher.publish_deadletters(chunk.source, effects.deadletters)
-        self._admitted.pop((chunk.source.topic, chunk.source.partition), None)
-        self._count(chunk.source, effects.counts)
+            await runner.publisher.publish_signals(partition, packets)
+        await runner.publisher.publish_deadletters(chunk.source, effects.deadletters)
+        self._admission = None
+        runner.count(chunk.source, effects.counts)
 
-    def _store(self, chunk: Chunk) -> ChunkEffects:
-        admission = self._admit(chunk)
-        effects = derive_effects(admission, self._config, self._pricer, self._registry)
-        if refused := self._requests.find_unstorable(effects):
-            admission = admission.without(refused)
-            effects = derive_effects(admission, self._config, self._pricer, self._registry)
-        self._requests.store_rest(effects)
-        return effects
+    def _load(self, source: Source) -> SeenIds:
+        window = self._runner.dedup_window
+        return SeenIds(window, self._runner.requests.read_recent_ids(source, window))
 
-    def _admit(self, chunk: Chunk) -> Admission:
-        """Admission moves the window of seen ids on, so a retry must not do it again."""
-        source = chunk.source
-        key = (source.topic, source.partition)
-        held = self._admitted.get(key)
-        if held is None or held.source != source:
-            if key not in self._seen:
-                ids = self._requests.read_recent_ids(source, self._dedup_window)
-                self._seen[key] = SeenIds(self._dedup_window, ids)
-            admission = admit(chunk, self._config.limits, self._seen[key])
-            held = self._admitted[key] = _Admitted(source, admission)
-        return held.admission
+    def _prepare(self, chunk: Chunk, seen: SeenIds) -> ChunkEffects:
+        if self._admission is None:
+            self._admission = admit(chunk, self._runner.config.limits, seen)
+        return self._derive(self._admission)
+
+    def _leave_out(self, refused: Mapping[int, str]) -> ChunkEffects:
+        assert self._admission is not None  # noqa: S101 — `_prepare` came before
+        return self._derive(self._admission.without(refused))
+
+    def _derive(self, admission: Admission) -> ChunkEffects:
+        runner = self._runner
+        return derive_effects(admission, runner.config, runner.pricer, runner.registry)

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple, Protocol, TypeVar
 
 from pipeline.core.chunk import Chunk, Record
@@ -94,26 +95,89 @@ def parse_pending(metadata: str) -> PendingRange | None:
     return PendingRange(int(match[1]), int(match[2])) if match else None
 
 
+class Backlog:
+    """Records of one partition that wait to become chunks, in order of offset."""
+
+    def __init__(self) -> None:
+        self._records: list[Record] = []
+        self._sizes: list[int] = []
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def first(self) -> Record:
+        return self._records[0]
+
+    @property
+    def last_offset(self) -> int:
+        return self._records[-1].offset if self._records else -1
+
+    def extend(self, records: list[Record]) -> None:
+        sizes = list(map(_size, records))
+        self._records += records
+        self._sizes += sizes
+        self.bytes += sum(sizes)
+
+    def take(self, events: int) -> list[Record]:
+        """Remove and return the first records."""
+        taken = self._records[:events]
+        self.bytes -= sum(self._sizes[:events])
+        del self._records[:events], self._sizes[:events]
+        return taken
+
+    def count_to(self, offset: int) -> int:
+        """Return how many records have this offset or a lower one."""
+        return bisect_right(self._records, offset, key=lambda r: r.offset)
+
+    def count_fitting(self, limits: IngestLimits) -> int:
+        """Return how many of the records fit into one chunk; at least one."""
+        events = min(limits.events, len(self))
+        sums = list(accumulate(self._sizes[:events]))
+        # The record that reaches the limit is the chunk's last.
+        events = min(events, bisect_left(sums, limits.bytes) + 1)
+        until_ms = self.first.written_ms + limits.span_ms
+        # Producers set these times, so they may go back here and there. Then the chunk is
+        # cut a little early or late: any cut will do, for it is written down.
+        return max(1, bisect_right(self._records, until_ms, hi=events, key=lambda r: r.written_ms))
+
+    def is_full(self, limits: IngestLimits) -> bool:
+        return len(self) >= limits.events or self.bytes >= limits.bytes
+
+
+Perform = Callable[[Chunk], Awaitable[None]]
+
+
 @dataclass
 class _Partition:
+    """A partition for as long as it is assigned to us."""
+
     topic: str
     partition: int
     generation: int
-    records: deque[Record] = field(default_factory=deque)
-    bytes: int = 0
+    perform: Perform
+    backlog: Backlog = field(default_factory=Backlog)
     oldest_s: float = 0.0
     pending: PendingRange | None = None
     loaded: bool = False
+    #: A lane is working on it.
+    busy: bool = False
     #: The offset up to which everything is done, not yet committed; None when it is.
     done: int | None = None
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.topic, self.partition
+
 
 class Ingestor:
-    """Cuts batches into chunks and sees each through, one at a time.
+    """Cuts batches into chunks and sees them through, those of one partition one at a time.
 
-    `perform` brings about everything that a chunk must; it raises
-    RetryableError as long as a retry may help. `forget` is told when a
-    partition starts anew. Memory: `limits.held_bytes` and one fetch.
+    `open_partition` returns what brings about everything that a chunk of this
+    partition must, for as long as it stays assigned; it raises RetryableError
+    as long as a retry may help. Memory: `limits.held_bytes`, one fetch, and a
+    chunk for each lane.
     """
 
     def __init__(
@@ -121,16 +185,14 @@ class Ingestor:
         limits: IngestLimits,
         offsets: Offsets,
         epochs: Callable[[str], str],
-        perform: Callable[[Chunk], Awaitable[None]],
-        forget: Callable[[str, int], None],
+        open_partition: Callable[[str, int], Perform],
         backoff: Backoff,
         clock: Callable[[], float],
     ) -> None:
         self._limits = limits
         self._offsets = offsets
         self._epochs = epochs
-        self._perform = perform
-        self._forget = forget
+        self._open_partition = open_partition
         self._backoff = backoff
         self._clock = clock
         self._partitions: dict[tuple[str, int], _Partition] = {}
@@ -142,7 +204,7 @@ class Ingestor:
 
     @property
     def held_bytes(self) -> int:
-        return sum(p.bytes for p in self._partitions.values())
+        return sum(p.backlog.bytes for p in self._partitions.values())
 
     async def offer(self, batch: BatchLike) -> None:
         """Take in a batch; waits while too much is held already."""
@@ -152,10 +214,9 @@ class Ingestor:
         if not self._offsets.is_current(batch.generation) or self._is_lost(batch):
             return
         partition = self._partition_of(batch)
-        if not partition.records:
+        if not partition.backlog:
             partition.oldest_s = self._clock()
-        partition.records.extend(batch.records)
-        partition.bytes += sum(_size(r) for r in batch.records)
+        partition.backlog.extend(batch.records)
         self._arrived.set()
 
     def _is_lost(self, batch: BatchLike) -> bool:
@@ -166,13 +227,18 @@ class Ingestor:
         key = (batch.topic, batch.partition)
         partition = self._partitions.get(key)
         if partition is None or partition.generation != batch.generation:
-            partition = _Partition(batch.topic, batch.partition, batch.generation)
+            perform = self._open_partition(*key)
+            partition = _Partition(batch.topic, batch.partition, batch.generation, perform)
             self._partitions[key] = partition
-            self._forget(*key)
         return partition
 
-    async def run(self) -> None:
-        """Work for ever."""
+    async def run(self, lanes: int = 2) -> None:
+        """Work for ever, on as many partitions at once: while one is stored, another is decoded."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(lanes):
+                group.create_task(self._run_lane())
+
+    async def _run_lane(self) -> None:
         while True:
             if not await self.step():
                 await self._wait()
@@ -180,19 +246,24 @@ class Ingestor:
     async def step(self) -> bool:
         """Do one chunk, or one idle commit; False when there is nothing to do yet."""
         for partition in self._oldest_first():
+            if partition.busy:
+                continue
+            partition.busy = True
             try:
                 if await self._work_on(partition):
                     return True
             except Fenced:
                 self._drop(partition)
                 return True
+            finally:
+                partition.busy = False
         return False
 
     def _oldest_first(self) -> list[_Partition]:
         """Partitions by when their next record was written; the empty ones last."""
         return sorted(
             self._partitions.values(),
-            key=lambda p: (not p.records, p.records[0].written_ms if p.records else 0),
+            key=lambda p: (not p.backlog, p.backlog.first.written_ms if p.backlog else 0),
         )
 
     async def _wait(self) -> None:
@@ -211,7 +282,7 @@ class Ingestor:
         if (chunk := self._cut(partition)) is not None:
             await self._see_through(partition, chunk)
             return True
-        if partition.done is not None and not partition.records:
+        if partition.done is not None and not partition.backlog:
             await self._commit(partition, partition.done, "")
             partition.done = None
         return False
@@ -226,50 +297,34 @@ class Ingestor:
     def _cut(self, partition: _Partition) -> Chunk | None:
         if partition.pending is not None:
             return self._cut_pending(partition, partition.pending)
-        records = partition.records
-        if not records:
+        backlog = partition.backlog
+        if not backlog:
             return None
-        events = self._fitting(partition)
         due = self._clock() - partition.oldest_s >= self._limits.interval_s
-        if events == len(records) and not (due or self._is_full(partition)):
+        events = backlog.count_fitting(self._limits)
+        if events == len(backlog) and not (due or backlog.is_full(self._limits)):
             return None
-        return self._take(partition, events, records[0].offset, records[events - 1].offset)
-
-    def _is_full(self, partition: _Partition) -> bool:
-        limits = self._limits
-        return len(partition.records) >= limits.events or partition.bytes >= limits.bytes
-
-    def _fitting(self, partition: _Partition) -> int:
-        """How many of the records at hand fit into one chunk; at least one."""
-        limits, size = self._limits, 0
-        first_ms = partition.records[0].written_ms
-        for events, record in enumerate(partition.records):
-            over_span = record.written_ms - first_ms > limits.span_ms
-            if events and (events >= limits.events or size >= limits.bytes or over_span):
-                return events
-            size += _size(record)
-        return len(partition.records)
+        return self._take(partition, events, None)
 
     def _cut_pending(self, partition: _Partition, pending: PendingRange) -> Chunk | None:
         """The declared range, whole: it can only be told from the record after it, or its last."""
-        if not partition.records or partition.records[-1].offset < pending.last:
+        if partition.backlog.last_offset < pending.last:
             return None
         partition.pending = None
-        events = sum(r.offset <= pending.last for r in partition.records)
-        return self._take(partition, events, pending.first, pending.last)
+        return self._take(partition, partition.backlog.count_to(pending.last), pending)
 
-    def _take(self, partition: _Partition, events: int, first: int, last: int) -> Chunk:
-        records = [partition.records.popleft() for _ in range(events)]
-        partition.bytes -= sum(_size(r) for r in records)
+    def _take(self, partition: _Partition, events: int, declared: PendingRange | None) -> Chunk:
+        records = partition.backlog.take(events)
         self._room.set()
         partition.oldest_s = self._clock()
+        first, last = declared or (records[0].offset, records[-1].offset)
         epoch = self._epochs(partition.topic)
         return Chunk(Source(partition.topic, epoch, partition.partition, first, last), records)
 
     async def _see_through(self, partition: _Partition, chunk: Chunk) -> None:
         first, last = chunk.source.first_offset, chunk.source.last_offset
         await self._commit(partition, first, f"{first}-{last}")
-        await self._persist(partition, lambda: self._perform(chunk))
+        await self._persist(partition, lambda: partition.perform(chunk))
         partition.done = last + 1
 
     async def _commit(self, partition: _Partition, offset: int, metadata: str) -> None:
@@ -293,10 +348,10 @@ class Ingestor:
                 attempt += 1
 
     def _drop(self, partition: _Partition) -> None:
-        key = (partition.topic, partition.partition)
-        self._partitions.pop(key, None)
-        self._lost[key] = partition.generation
-        self._forget(*key)
+        # While it was worked on, the partition may have come back to us in a new generation.
+        if self._partitions.get(partition.key) is partition:
+            del self._partitions[partition.key]
+            self._lost[partition.key] = partition.generation
         self._room.set()
 
 

@@ -66,6 +66,7 @@ class WorkerState:
         # One thread enters ClickHouse: the embedded engine wants it so, and the
         # inserts of one worker follow one another anyway.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="clickhouse")
+        self.preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self.offsets = OffsetLog(app)
         self._retried_s = -math.inf
         self.backoff = Backoff(
@@ -106,6 +107,7 @@ class WorkerState:
             build_registry(config, requests),
             requests,
             self.publisher,
+            self.preparing,
             self.executor,
             config.ingest.dedup_window,
             self._count,
@@ -120,8 +122,7 @@ class WorkerState:
             ),
             self.offsets,
             self._epochs.__getitem__,
-            self.effects.perform,
-            self.effects.forget,
+            self.effects.open_partition,
             self.backoff,
             time.monotonic,
         )
@@ -238,6 +239,7 @@ class WorkerState:
 
     def close(self) -> None:
         """Let go of ClickHouse, when nothing runs any more."""
+        self.preparing.shutdown(wait=True)
         self.executor.shutdown(wait=True)
         self.store.close()
 

@@ -94,8 +94,7 @@ class World:
             ),
             self,
             lambda topic: "epoch",
-            self.perform,
-            lambda topic, partition: None,
+            lambda topic, partition: self.perform,
             Backoff(sleep, self.rng),
             lambda: self.now_s,
         )
@@ -229,6 +228,51 @@ async def test_after_a_loss_nothing_of_that_generation_is_taken() -> None:
     await worker.offer(Batch(TOPIC, 0, 2, records(0, 14)))
     assert await worker.step()
     assert list(world.stored) == ["0:0-6"]
+
+
+async def test_a_partition_that_came_back_is_not_dropped_with_what_it_was() -> None:
+    """Lost and assigned again while ClickHouse was away: the old work ends, the new stays."""
+    world = World(records=20, rng=random.Random(0), faults=False)
+    worker = world.worker()
+
+    async def perform(chunk: Chunk) -> None:
+        if world.generation == 1:
+            world.generation = 2
+            await worker.offer(Batch(TOPIC, 0, 2, records(0, 20)))
+            raise SinkUnavailable("away")
+        await World.perform(world, chunk)
+
+    world.perform = perform  # type: ignore[method-assign]
+    await worker.offer(Batch(TOPIC, 0, 1, records(0, 7)))
+    world.now_s = 5.0
+    while await worker.step():
+        world.now_s += 5.0
+    assert sorted(o for offsets in world.stored.values() for o in offsets) == list(range(20))
+
+
+async def test_two_partitions_are_in_hand_at_once_and_no_partition_twice() -> None:
+    world = World(records=20, rng=random.Random(0), faults=False)
+    worker = world.worker()
+    open_, most = set[int](), 0
+    resume = asyncio.Event()
+
+    async def perform(chunk: Chunk) -> None:
+        nonlocal most
+        assert chunk.source.partition not in open_
+        open_.add(chunk.source.partition)
+        most = max(most, len(open_))
+        if len(open_) == 2:
+            resume.set()
+        await resume.wait()
+        open_.remove(chunk.source.partition)
+
+    world.perform = perform  # type: ignore[method-assign]
+    for partition in (0, 1):
+        await worker.offer(Batch(TOPIC, partition, 1, records(0, 14)))
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            await asyncio.gather(worker.step(), worker.step(), worker.step())
+    assert most == 2
 
 
 async def refuse(*_: object) -> None:

@@ -17,7 +17,8 @@ Columns = dict[str, object]
 _Places = npt.NDArray[np.int64]
 
 
-class Record(NamedTuple):
+# Made once for every event, and nothing for the garbage collector to look into.
+class Record(Struct, frozen=True, gc=False):
     """One record as it lies in the topic."""
 
     offset: int
