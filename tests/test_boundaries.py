@@ -94,6 +94,18 @@ RULES = (
     Rule("pipeline.topics", ours=CONTRACTS, forbidden=STREAMING),
     Rule("pipeline.broker", ours=(*CONTRACTS, "pipeline.topics"), forbidden=STREAMING),
     Rule("pipeline.core", ours=(*CONTRACTS, *CORE), libraries=MATHS, forbidden=PURE),
+    # Measures bytes: compression says how much an answer repeats itself.
+    Rule(
+        "pipeline.core.style",
+        ours=(*CONTRACTS, *CORE),
+        libraries=(*MATHS, "lz4"),
+        forbidden=PURE,
+    ),
+    Rule(
+        "pipeline.encoders",
+        ours=("pipeline.encoders", "pipeline.errors", "schemas"),
+        forbidden=(*STREAMING, *CLOCKS),
+    ),
     Rule("pipeline.incidents", ours=(*CONTRACTS, *CORE), libraries=MATHS, forbidden=PURE),
     Rule("pipeline.sinks", ours=(*CONTRACTS, *CORE, "pipeline.sinks"), forbidden=STREAMING),
 )

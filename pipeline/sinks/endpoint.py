@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import chdb
-import lz4.frame  # type: ignore[import-untyped]
+import lz4.frame
 from aiohttp import web
 from backports import zstd
 

@@ -1,0 +1,1 @@
+"""Text to vector: a static encoder at wire speed, or any sentence-transformers model."""
