@@ -1,31 +1,34 @@
-"""Measure the refusal classifier on labelled answers to prompts that it was not developed on.
+"""Measure the refusal classifier against human labels, each data set apart.
 
-    python -m benchmarks.refusal DATA_DIR            # the held-out half: what is published
-    python -m benchmarks.refusal DATA_DIR --half development
+    python -m benchmarks.refusal DATA_DIR
+    python -m benchmarks.refusal DATA_DIR --json
 
 DATA_DIR holds gzipped JSON lines (``refusal_xstest``, ``refusal_do_not_answer``,
-``coconot_pairs``, ``alpaca_eval``, ``ja_shaberi``, each ``.ndjson.gz``). Prompts
-are split in two by hash, so no prompt has answers in both halves. Prints the
-tables of ``docs/refusals.md`` as Markdown. Nothing of the data is kept.
+``coconot_pairs``, ``alpaca_eval``, ``ja_shaberi``, each ``.ndjson.gz``). XSTest is what the
+weights are fitted to, so each of its answers is judged by weights that were fitted without
+its prompt (or kind of prompt, or model); nothing is fitted to the others. Prints the tables
+of ``docs/refusals.md``, or the figures as JSON. Nothing of the data is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
 import math
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import refusal_fit
 from pipeline.core.refusal import Refusal, classify_text
+from pipeline.core.refusal.error import TextError
 
 Row = dict[str, Any]
 IsRefusal = Callable[[str], bool]
@@ -73,21 +76,18 @@ def has_keywords(text: str) -> bool:
     return any(keyword in plain for keyword in _KEYWORDS)
 
 
+OURS = "this classifier"
 CLASSIFIERS: dict[str, IsRefusal] = {
-    "this classifier": is_full_refusal,
+    OURS: is_full_refusal,
     "four words": has_four_words,
     "jailbreak keywords": has_keywords,
 }
 
 
-def is_held_out(prompt: str) -> bool:
-    return hashlib.sha256(prompt.strip().encode()).digest()[0] % 2 == 1
-
-
-def read_half(data: Path, name: str, held_out: bool) -> list[Row]:
+def read(data: Path, name: str) -> list[Row]:
     with gzip.open(data / f"{name}.ndjson.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    return [row for row in rows if is_held_out(row["prompt"]) is held_out and row["response"]]
+    return [row for row in rows if row["response"]]
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -111,49 +111,100 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def score(rows: Sequence[Row], is_positive: Callable[[Row], bool], judge: IsRefusal) -> list[str]:
-    """Accuracy, precision, recall and specificity of one classifier."""
-    counts = Counter((is_positive(row), judge(row["response"])) for row in rows)
-    hit, missed = counts[True, True], counts[True, False]
-    false, passed = counts[False, True], counts[False, False]
+@dataclass(frozen=True)
+class Trial:
+    """Labels of one data set, and what one classifier says."""
+
+    data: str
+    classifier: str
+    error: TextError
+
+    @classmethod
+    def of(cls, data: str, classifier: str, truth: Sequence[bool], said: Sequence[bool]) -> Trial:
+        counts = Counter(zip(truth, said, strict=True))
+        error = TextError(
+            refusals=counts[True, True] + counts[True, False],
+            found=counts[True, True],
+            compliances=counts[False, True] + counts[False, False],
+            passed=counts[False, False],
+        )
+        return cls(data, classifier, error)
+
+    def row(self) -> list[str]:
+        e = self.error
+        alarms = e.found + e.compliances - e.passed
+        return [
+            self.data,
+            self.classifier,
+            share(e.found + e.passed, e.refusals + e.compliances),
+            share(e.found, alarms),
+            share(e.found, e.refusals),
+            share(e.passed, e.compliances),
+        ]
+
+
+def try_xstest(data: Path) -> list[Trial]:
+    """Full refusal against full compliance, by weights that have not seen the answer's group."""
+    answers, others, names = refusal_fit.read_labelled(data)
+    rows = [row for row in read(data, "refusal_xstest") if row["label"][0] != "3"]
+    truth = [answer.label == 2 for answer in answers]
+    trials = []
+    for group, groups in refusal_fit.groupings(answers).items():
+        said = refusal_fit.leave_out(answers, others, names, groups).tolist()
+        trials.append(Trial.of(f"XSTest, {group} left out", OURS, truth, said))
+        for model in sorted({answer.model for answer in answers}):
+            own = [at for at, answer in enumerate(answers) if answer.model == model]
+            name = f"… {group} left out, answers of {model}"
+            trials.append(Trial.of(name, OURS, [truth[i] for i in own], [said[i] for i in own]))
+    said = [is_full_refusal(row["response"]) for row in rows]
+    trials.append(Trial.of("XSTest, as fitted", OURS, truth, said))
+    return trials + try_rivals("XSTest", rows, truth)
+
+
+def try_do_not_answer(rows: list[Row]) -> list[Trial]:
+    harmful = [row for row in rows if bool(row["refusal"]) or int(row["harmful"]) == 1]
+    trials = []
+    for name, chosen in (("refusal or harmful", harmful), ("refusal or not", rows)):
+        truth = [bool(row["refusal"]) for row in chosen]
+        said = [is_full_refusal(row["response"]) for row in chosen]
+        trials.append(Trial.of(f"Do-Not-Answer, {name}", OURS, truth, said))
+        trials += try_rivals(f"Do-Not-Answer, {name}", chosen, truth)
+    return trials
+
+
+def try_rivals(name: str, rows: list[Row], truth: list[bool]) -> list[Trial]:
     return [
-        share(hit + passed, len(rows)),
-        share(hit, hit + false),
-        share(hit, hit + missed),
-        share(passed, passed + false),
+        Trial.of(name, rival, truth, [judge(row["response"]) for row in rows])
+        for rival, judge in CLASSIFIERS.items()
+        if rival != OURS
     ]
 
 
-def print_accuracy(xstest: list[Row], do_not_answer: list[Row]) -> None:
-    clear = [row for row in xstest if row["label"] != "3_partial_refusal"]
-    sets: list[tuple[str, list[Row], Callable[[Row], bool]]] = [
-        ("XSTest, full refusal or compliance", clear, lambda row: row["label"][0] == "2"),
-        *(
-            (
-                f"… answers of {model}",
-                [row for row in clear if row["model"] == model],
-                lambda row: row["label"][0] == "2",
-            )
-            for model in sorted({row["model"] for row in clear})
-        ),
-        ("Do-Not-Answer, its labels", do_not_answer, lambda row: bool(row["refusal"])),
-    ]
+def print_accuracy(trials: Sequence[Trial]) -> None:
     head = ["data", "classifier", "accuracy", "precision", "recall", "specificity"]
-    lines = [
-        [name, label, *score(rows, is_positive, judge)]
-        for name, rows, is_positive in sets
-        for label, judge in CLASSIFIERS.items()
-    ]
     print("## Full refusals\n")
-    print(table(head, lines))
+    print(table(head, [trial.row() for trial in trials]))
 
 
-def print_confusion(xstest: list[Row]) -> None:
-    counts = Counter((row["label"], classify_text(row["response"])) for row in xstest)
-    labels = sorted({row["label"] for row in xstest})
+def count_classes(xstest: list[Row]) -> Counter[tuple[str, Refusal]]:
+    return Counter((row["label"], classify_text(row["response"])) for row in xstest)
+
+
+def partial_figures(counts: Counter[tuple[str, Refusal]]) -> tuple[int, int, int]:
+    """Partial refusals found, labelled and said."""
+    found = counts["3_partial_refusal", Refusal.PARTIAL]
+    labelled = sum(n for (label, _), n in counts.items() if label[0] == "3")
+    said = sum(n for (_, verdict), n in counts.items() if verdict is Refusal.PARTIAL)
+    return found, labelled, said
+
+
+def print_confusion(counts: Counter[tuple[str, Refusal]]) -> None:
+    labels = sorted({label for label, _ in counts})
     lines = [[label, *(str(counts[label, r]) for r in Refusal)] for label in labels]
-    print("## The three classes (XSTest)\n")
+    print("## The three classes (XSTest, as fitted)\n")
     print(table(["label", *(r.name for r in Refusal)], lines))
+    found, labelled, said = partial_figures(counts)
+    print(f"Partial: recall {share(found, labelled)}; precision {share(found, said)}.\n")
 
 
 def print_flagged(sets: dict[str, list[Row]]) -> None:
@@ -189,45 +240,101 @@ def time_pass(judge: IsRefusal, texts: Sequence[str]) -> float:
     return best / 1_000 / len(texts)
 
 
+def measure_cost(rows: list[Row], judge: IsRefusal) -> dict[str, float]:
+    """Microseconds an answer."""
+    spent = np.array([time_one(judge, row["response"]) for row in sample(rows)])
+    return {
+        "median": round(float(np.median(spent)), 1),
+        "p99": round(float(np.quantile(spent, 0.99)), 1),
+        "mean": round(float(spent.mean()), 1),
+        "one pass": round(time_pass(judge, [row["response"] for row in rows]), 1),
+    }
+
+
+def sample(rows: list[Row]) -> list[Row]:
+    return rows[:: max(1, len(rows) // TIMED)]
+
+
 def print_cost(sets: dict[str, list[Row]]) -> None:
     lines = []
     for name, rows in sets.items():
-        texts = [row["response"] for row in rows[:: max(1, len(rows) // TIMED)]]
-        length = int(np.median([len(text) for text in texts]))
+        length = int(np.median([len(row["response"]) for row in sample(rows)]))
         for label, judge in CLASSIFIERS.items():
-            spent = np.array([time_one(judge, text) for text in texts])
-            one_pass = time_pass(judge, [row["response"] for row in rows])
-            figures = (np.median(spent), np.quantile(spent, 0.99), spent.mean(), one_pass)
-            lines.append([name, str(length), label, *(f"{figure:.1f}" for figure in figures)])
+            cost = measure_cost(rows, judge)
+            lines.append([name, str(length), label, *(f"{figure:.1f}" for figure in cost.values())])
     print("## Cost\n")
     head = ["data", "characters, median", "classifier", "µs, median", "p99", "mean", "one pass"]
     print(table(head, lines))
 
 
+def print_constants(trials: Sequence[Trial]) -> None:
+    """What stands in ``pipeline/core/refusal/error.py``."""
+    print("## Constants\n")
+    for trial in trials:
+        if trial.classifier == OURS and trial.data in PUBLISHED:
+            print(f"    {PUBLISHED[trial.data]} = {trial.error}")
+
+
+#: The trials whose counts the code uses.
+PUBLISHED = {
+    "XSTest, prompts left out": "XSTEST",
+    "Do-Not-Answer, refusal or harmful": "DO_NOT_ANSWER",
+}
+
+
+def as_json(
+    trials: Sequence[Trial],
+    classes: Counter[tuple[str, Refusal]],
+    flagged: dict[str, list[Row]],
+    timed: dict[str, list[Row]],
+) -> str:
+    ours = [trial for trial in trials if trial.classifier == OURS]
+    found, labelled, said = partial_figures(classes)
+    verdicts = {
+        name: Counter(classify_text(row["response"]).name.lower() for row in rows)
+        for name, rows in flagged.items()
+    }
+    figures = {
+        "refusal_accuracy": {t.data: round(t.error.accuracy, 4) for t in ours},
+        "sensitivity": {t.data: round(t.error.sensitivity, 4) for t in ours},
+        "specificity": {t.data: round(t.error.specificity, 4) for t in ours},
+        "counts": {t.data: asdict(t.error) for t in ours},
+        "partial": {"recall": found / labelled, "precision": found / said},
+        "flagged": verdicts,
+        "cost_us": {name: measure_cost(rows, is_full_refusal) for name, rows in timed.items()},
+    }
+    return json.dumps(figures, ensure_ascii=False, indent=2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--half", choices=["held-out", "development"], default="held-out")
+    parser.add_argument("--json", action="store_true", help="figures of this classifier only")
     options = parser.parse_args()
-    held_out = options.half == "held-out"
-
-    def read(name: str) -> list[Row]:
-        return read_half(options.data, name, held_out)
-
-    xstest, do_not_answer = read("refusal_xstest"), read("refusal_do_not_answer")
-    coconot, alpaca, japanese = read("coconot_pairs"), read("alpaca_eval"), read("ja_shaberi")
-    print_accuracy(xstest, do_not_answer)
-    print_confusion(xstest)
-    print_flagged(
-        {
-            "alpaca_eval (ordinary prompts)": alpaca,
-            "ja_shaberi (Japanese)": japanese,
-            "Do-Not-Answer, labelled harmful": [r for r in do_not_answer if int(r["harmful"]) == 1],
-            "CoCoNot contrast, preferred": [r for r in coconot if r["pair"] == "chosen"],
-            "CoCoNot contrast, rejected": [r for r in coconot if r["pair"] == "rejected"],
-        }
+    xstest, do_not_answer = (
+        read(options.data, name) for name in ("refusal_xstest", "refusal_do_not_answer")
     )
-    print_cost({"alpaca_eval": alpaca, "ja_shaberi": japanese, "XSTest": xstest})
+    coconot, alpaca, japanese = (
+        read(options.data, name) for name in ("coconot_pairs", "alpaca_eval", "ja_shaberi")
+    )
+    trials = try_xstest(options.data) + try_do_not_answer(do_not_answer)
+    classes = count_classes(xstest)
+    flagged = {
+        "alpaca_eval (ordinary prompts)": alpaca,
+        "ja_shaberi (Japanese)": japanese,
+        "Do-Not-Answer, labelled harmful": [r for r in do_not_answer if int(r["harmful"]) == 1],
+        "CoCoNot contrast, preferred": [r for r in coconot if r["pair"] == "chosen"],
+        "CoCoNot contrast, rejected": [r for r in coconot if r["pair"] == "rejected"],
+    }
+    timed = {"alpaca_eval": alpaca, "ja_shaberi": japanese, "XSTest": xstest}
+    if options.json:
+        print(as_json(trials, classes, flagged, timed))
+        return
+    print_accuracy(trials)
+    print_confusion(classes)
+    print_flagged(flagged)
+    print_constants(trials)
+    print_cost(timed)
 
 
 if __name__ == "__main__":
