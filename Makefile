@@ -17,6 +17,7 @@ INSTALLED := .venv/.installed
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-config --custom-compile-command "make lock"
+RIVALS := $(basename $(notdir $(wildcard requirements/rivals/*.in)))
 COMPOSE := docker compose --env-file deploy/.env
 
 ## help      list the targets
@@ -65,6 +66,16 @@ test: check
 kafka: install
 	@$(BIN)/python -c 'from pipeline.broker import fetch_jars; print(fetch_jars())' >&2
 
+## bench     us and the others over a real broker, into docs/performance.md (an hour)
+.PHONY: bench
+bench: install
+	@$(BIN)/python -m benchmarks.wire --document docs/performance.md $(ARGS)
+
+## bench-quick  reading, encoding and the whole job, once; ARGS="--json" as with bench
+.PHONY: bench-quick
+bench-quick: install
+	@$(BIN)/python -m benchmarks.wire --quick $(ARGS)
+
 ## up        the whole stack in containers; passwords are made once, in deploy/.env
 .PHONY: up
 up: deploy/.env
@@ -88,6 +99,11 @@ lock: install
 		--constraint requirements/dev.txt --output-file requirements/build.txt
 	$(COMPILE) pyproject.toml --extra transformers --constraint requirements/runtime.txt \
 		--output-file requirements/transformers.txt
+	@# The rivals have an environment each, and so no versions in common with us.
+	for name in $(RIVALS); do \
+		$(COMPILE) requirements/rivals/$$name.in \
+			--output-file requirements/rivals/$$name.txt || exit; \
+	done
 
 ## clean     remove what make made; collected data (kizashi-data) stays
 .PHONY: clean

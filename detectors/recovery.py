@@ -1,9 +1,11 @@
-"""Has an alarmed rate come back? A sequential test with hysteresis built in."""
+"""Has what stands alarmed come back? Sequential tests with hysteresis built in."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 #: `good` and the alarmed rate are held at least this odds ratio apart, or nothing could tell them.
@@ -12,7 +14,7 @@ LEAST_ODDS_RATIO = 1.5
 MOST_ODDS_RATIO = 5.0
 
 
-class RecoveryTest(Struct):
+class RecoveryTest(Struct, tag="rate"):
     """A CUSUM for "back at `good`" against "still at `bad`" (Page, Biometrika 41, 1954).
 
     `bad` lies half-way, in log odds, between the reference's bound and the rate
@@ -61,3 +63,24 @@ def _rate(logit: float) -> float:
 
 def _logit(rate: float) -> float:
     return math.log(rate / (1 - rate))
+
+
+class ShiftRecovery(Struct, tag="shift"):
+    """The same CUSUM for a mean: "back at `before`" against "still half-way to the shift".
+
+    The vectors have p entries, their covariance is the identity.
+    """
+
+    before: list[float]
+    shift: list[float]
+    #: Of the references that both were measured against.
+    version: int
+    log_ratio: float
+    level: float = 0.0
+
+    def update(self, total_vector: npt.NDArray[np.float64], events: int) -> bool:
+        """Take in the sum of so many vectors, shape (p,); True when the mean is back."""
+        half = np.array(self.shift) / 2
+        beyond = total_vector - events * np.array(self.before)
+        self.level = max(0.0, self.level + float(events * (half @ half) / 2 - half @ beyond))
+        return self.level >= self.log_ratio

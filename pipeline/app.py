@@ -7,6 +7,7 @@ commits by itself, when the effects of what it commits are stored.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,6 +32,7 @@ MESSAGE_BYTES = 4 * 1024 * 1024
 BUFFERED_CHUNKS = 4
 TICK_S = 5.0
 WATCH_S = 30.0
+REFERENCES_S = 10.0
 
 
 def build_faust(settings: KafkaSettings) -> faust.App:
@@ -165,8 +167,20 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
     app.task(work)
     app.timer(TICK_S)(state.tick)
     app.timer(WATCH_S)(state.watch)
+    app.timer(REFERENCES_S)(state.keep_references)
     app.on_before_shutdown.connect(stop_notifying)
     return app
+
+
+def calm_garbage_collector() -> None:
+    """Look for cycles a hundred times less often, and not among what is here to stay.
+
+    The events of a chunk refer to no other object: looking through them costs a third
+    of reading them, and finds nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
 
 
 def run_worker(config: Config) -> NoReturn:
@@ -181,6 +195,7 @@ def run_worker(config: Config) -> NoReturn:
     worker = faust.Worker(
         build_app(app, state), loglevel="INFO", redirect_stdouts=False, stdout=sys.stderr
     )
+    calm_garbage_collector()
     try:
         worker.execute_from_commandline()
     finally:

@@ -5,10 +5,17 @@ from __future__ import annotations
 from detectors.bank import BankConfig, Material
 from detectors.reference import ReferenceConfig
 from pipeline.config import Config
+from pipeline.core.answers import Embedding
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
-from pipeline.core.step import StepConfig
+from pipeline.core.step import Reading, StepConfig
+from pipeline.encoders.embedding import CarriedVectors, EncodedTexts
+from pipeline.encoders.static import StaticEncoder
+from pipeline.encoders.transformer import TransformerEncoder
 from pipeline.prices import configured_table
+from pipeline.references import ReferenceKeeper
+from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.references import ReferenceStore
 from pipeline.sinks.requests import RequestStore
 from schemas.codec import CodecLimits
 
@@ -62,3 +69,40 @@ def build_registry(config: Config, requests: RequestStore) -> MonitorRegistry:
     """The monitors that are watched already: those that have been counted."""
     cap = config.ingest.monitors_per_grouping
     return MonitorRegistry(cap, requests.read_monitors(config.ingest.groupings, cap))
+
+
+def build_embedding(config: Config) -> Embedding | None:
+    """What makes vectors of texts; None when no texts are to be read.
+
+    Raises:
+        ConfigError: the encoder is not installed, or cannot be loaded.
+    """
+    encoder = config.encoder
+    match encoder.kind:
+        case "none":
+            return None
+        case "carried":
+            return CarriedVectors(encoder.model, encoder.dimensions)
+        case "transformer":
+            model = TransformerEncoder.load(encoder.model, encoder.device, encoder.batch_size)
+            return EncodedTexts(model, encoder.share)
+        case "static":
+            return EncodedTexts(StaticEncoder.load(), encoder.share)
+
+
+class Reader:
+    """The embedding, and the references as they stand at the moment."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self._embedding = build_embedding(config)
+        self._samples = config.references.samples_per_chunk
+        self.keeper: ReferenceKeeper | None = None
+        if self._embedding is not None:
+            references = ReferenceStore(store)
+            self.keeper = ReferenceKeeper(config.references, references, self._embedding.name)
+
+    def reading(self) -> Reading | None:
+        """Return how answers are to be read now."""
+        if self._embedding is None or self.keeper is None:
+            return None
+        return Reading(self._embedding, self.keeper.references, self._samples)

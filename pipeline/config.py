@@ -84,6 +84,7 @@ class ClickHouseSettings(Section):
     requests_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 90
     rollups_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 400
     texts_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 7
+    samples_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 30
 
 
 class IngestSettings(Section):
@@ -117,6 +118,41 @@ class IngestSettings(Section):
         return groupings
 
 
+class EncoderSettings(Section):
+    """What turns prompts and answers into vectors, so that fingerprints can be taken."""
+
+    #: `static` is built in; `transformer` is any sentence-transformers model (the extra
+    #: `transformers`); `carried` takes the vectors that events bring along; `none` reads no texts.
+    kind: Literal["static", "transformer", "carried", "none"] = "static"
+    #: Name or path of the transformer, or the `embedding.model` of the carried vectors.
+    model: str = ""
+    device: str = "cpu"
+    batch_size: Annotated[int, Field(ge=1, le=4_096)] = 64
+    #: Of the events, so many are read; the same ones on every worker.
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    #: Of carried vectors.
+    dimensions: Annotated[int, Field(ge=1, le=4_096)] = 1_536
+
+    @model_validator(mode="after")
+    def _check_model(self) -> EncoderSettings:
+        if self.kind in {"transformer", "carried"} and not self.model:
+            raise ValueError(f"a {self.kind} encoder needs a model")
+        return self
+
+
+class ReferenceSettings(Section):
+    """What answers of a model look like while nothing changes: when that is fitted, and to what."""
+
+    #: Whole answers of a request model before its first reference.
+    learn_answers: Annotated[int, Field(ge=200)] = 500
+    #: A reference rests on at most so many, the latest.
+    full_answers: Annotated[int, Field(ge=200)] = 10_000
+    #: It is fitted anew after so long.
+    refit_hours: Annotated[float, Field(gt=0)] = 168.0
+    #: Of each model, so many answers of a chunk are kept for fitting.
+    samples_per_chunk: Annotated[int, Field(ge=1, le=100_000)] = 64
+
+
 class Materiality(Section):
     """The smallest change worth a page."""
 
@@ -147,6 +183,7 @@ class DetectionSettings(Section):
             Family.ERROR: Materiality(),
             Family.TRUNCATION: Materiality(difference=0.02),
             Family.LATENCY: Materiality(ratio=2.0, difference=0.1),
+            Family.FINGERPRINT: Materiality(ratio=2.0, difference=0.1),
         }
     )
 
@@ -208,6 +245,8 @@ class Config(BaseSettings):
     kafka: KafkaSettings = KafkaSettings()
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     ingest: IngestSettings = IngestSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    references: ReferenceSettings = ReferenceSettings()
     detection: DetectionSettings = DetectionSettings()
     notify: NotifySettings = NotifySettings()
     privacy: PrivacySettings = PrivacySettings()

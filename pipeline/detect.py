@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from detectors.bank import Bank, BankConfig
+from detectors.bank_verdicts import VerdictTable
 from pipeline.core.chunk import Record
 from pipeline.sinks.detections import DetectionStore
-from schemas.alarm import Alarm, Verdict
+from schemas.alarm import Alarm
 from schemas.signal import decode_packet
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class _Owned:
     saved_s: float
     saved_position: int
     # What the bank has said and is not yet known to be stored and published.
-    verdicts: list[Verdict] = field(default_factory=list)
+    verdicts: list[VerdictTable] = field(default_factory=list)
     alarms: list[Alarm] = field(default_factory=list)
 
 

@@ -16,7 +16,7 @@ from pipeline.core.chunk import Chunk, ChunkCounts, ChunkEffects, DeadLetter
 from pipeline.core.dedup import SeenIds
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
-from pipeline.core.step import Admission, StepConfig, admit, derive_effects
+from pipeline.core.step import Admission, Reading, StepConfig, admit, derive_effects
 from pipeline.sinks.requests import RequestStore
 from schemas.signal import SignalPacket, Source
 
@@ -53,6 +53,7 @@ class EffectRunner:
         storing: Executor,
         dedup_window: int,
         count: Callable[[Source, ChunkCounts], None],
+        reading: Callable[[], Reading | None],
     ) -> None:
         self.config = config
         self.pricer = pricer
@@ -63,6 +64,7 @@ class EffectRunner:
         self.storing = storing
         self.dedup_window = dedup_window
         self.count = count
+        self.reading = reading
 
     def open_partition(self, _topic: str, _partition: int) -> Callable[[Chunk], Awaitable[None]]:
         """Return what performs a partition's chunks while it stays assigned."""
@@ -118,4 +120,6 @@ class PartitionEffects:
 
     def _derive(self, admission: Admission) -> ChunkEffects:
         runner = self._runner
-        return derive_effects(admission, runner.config, runner.pricer, runner.registry)
+        return derive_effects(
+            admission, runner.config, runner.pricer, runner.registry, runner.reading()
+        )

@@ -13,11 +13,17 @@ from typing import NamedTuple
 from msgspec import structs
 
 from detectors.bank import Bank
-from pipeline.build import build_bank_config, build_pricer, build_registry, build_step_config
+from pipeline.build import (
+    Reader,
+    build_bank_config,
+    build_pricer,
+    build_registry,
+    build_step_config,
+)
 from pipeline.config import Config
 from pipeline.core.chunk import Chunk, ChunkCounts, ChunkEffects, Record
 from pipeline.core.dedup import SeenIds
-from pipeline.core.step import admit, derive_effects
+from pipeline.core.step import Admission, admit, derive_effects
 from pipeline.incidents.book import BookConfig, Entry, IncidentBook
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
@@ -31,6 +37,8 @@ from schemas.signal import Source
 SIGNALS_STEP = 64
 #: A replay cannot wait for its last alarms to stay clear: it asks a day later.
 END_MS = 86_400_000
+#: References are looked after for every so many answers that were kept.
+REFERENCES_STEP = 250
 
 
 class Counts(NamedTuple):
@@ -59,6 +67,8 @@ class LocalPipeline:
             build_step_config(config, signals_partitions=1), signals_step=SIGNALS_STEP
         )
         self._pricer = build_pricer(config)
+        self._reader = Reader(config, store)
+        self._sampled = 0
         self._registry = build_registry(config, self._requests)
         self._seen = SeenIds(config.ingest.dedup_window)
         self._bank = Bank(build_bank_config(config, signals_partitions=1))
@@ -98,16 +108,31 @@ class LocalPipeline:
         )
         effects = self._store_chunk(chunk)
         self._counts = self._counts.plus(effects.counts)
+        self._keep_references(effects, now_ms)
         return self._detect(effects)
 
     def _store_chunk(self, chunk: Chunk) -> ChunkEffects:
         admission = admit(chunk, self._step.limits, self._seen)
-        effects = derive_effects(admission, self._step, self._pricer, self._registry)
+        effects = self._derive(admission)
         if refused := self._requests.find_unstorable(effects):
-            admission = admission.without(refused)
-            effects = derive_effects(admission, self._step, self._pricer, self._registry)
+            effects = self._derive(admission.without(refused))
         self._requests.store_rest(effects)
         return effects
+
+    def _derive(self, admission: Admission) -> ChunkEffects:
+        reading = self._reader.reading()
+        return derive_effects(admission, self._step, self._pricer, self._registry, reading)
+
+    def _keep_references(self, effects: ChunkEffects, now_ms: int) -> None:
+        """Fit what is due, once for every so many answers that were kept."""
+        keeper = self._reader.keeper
+        if keeper is None or not effects.samples:
+            return
+        self._sampled += len(effects.samples["record_time"])  # type: ignore[arg-type]  # a list
+        if self._sampled >= REFERENCES_STEP:
+            self._sampled = 0
+            keeper.refresh()
+            keeper.fit_due(self._watermark_ms or now_ms)
 
     def _detect(self, effects: ChunkEffects) -> list[Alarm | Incident]:
         news: list[Alarm | Incident] = []
@@ -119,7 +144,7 @@ class LocalPipeline:
             for alarm in findings.alarms:
                 news.append(alarm)
                 news += self._respond(alarm)
-            self._watermark_ms = max(self._watermark_ms, max(c.last_time_ms for c in packet.counts))
+            self._watermark_ms = max(self._watermark_ms, packet.last_time_ms)
             news += [e.incident for e in self._note(self._book.tick(self._watermark_ms))]
         self._detections.store_verdicts(verdicts)
         return news

@@ -15,7 +15,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pipeline.build import build_bank_config, build_pricer, build_registry, build_step_config
+from pipeline.build import (
+    Reader,
+    build_bank_config,
+    build_pricer,
+    build_registry,
+    build_step_config,
+)
 from pipeline.config import Config
 from pipeline.core.chunk import ChunkCounts
 from pipeline.detect import DetectorRunner
@@ -101,6 +107,7 @@ class WorkerState:
         config, partitions = self.config, self.config.kafka.topics.signals_partitions
         requests = RequestStore(self.store)
         incidents = IncidentStore(self.store)
+        self.reader = Reader(config, self.store)
         self.effects = EffectRunner(
             build_step_config(config, partitions),
             build_pricer(config),
@@ -111,6 +118,7 @@ class WorkerState:
             self.executor,
             config.ingest.dedup_window,
             self._count,
+            self.reader.reading,
         )
         self.ingestor = Ingestor(
             IngestLimits(
@@ -182,6 +190,19 @@ class WorkerState:
             await self.responder.tick(round(time.time() * 1000))
         except RetryableError as error:
             logger.warning("incidents cannot be looked after: %s", error)
+
+    async def keep_references(self) -> None:
+        """Read the references again, and fit those that are due if that is ours to do."""
+        keeper, loop = self.reader.keeper, asyncio.get_running_loop()
+        if keeper is None:
+            return
+        try:
+            await loop.run_in_executor(self.executor, keeper.refresh)
+            if self.offsets.owns(self.kafka.alarms_topic, 0):
+                now_ms = round(time.time() * 1000)
+                await loop.run_in_executor(self.executor, keeper.fit_due, now_ms)
+        except RetryableError as error:
+            logger.warning("references cannot be looked after: %s", error)
 
     async def watch(self) -> None:
         """Log the books; end the process when there is work and nothing moves."""

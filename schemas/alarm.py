@@ -88,6 +88,9 @@ class Alarm(Struct, frozen=True, kw_only=True):
     change_time_ms: int
     #: For latency signals, what counts as slow (milliseconds, or microseconds per output token).
     slow_above: float | None = None
+    #: For a fingerprint, where the mean went, in standard deviations of each direction. Its
+    #: rates count answers that lie further that way than one in ten did before.
+    shift: tuple[float, ...] = ()
     #: Why it cleared: ``recovered`` or ``no_traffic``; empty for a raise.
     clear_reason: str = ""
 

@@ -52,6 +52,8 @@ class Incident(Struct, frozen=True, kw_only=True):
     change_time_ms: int
     summary: str
     suggestion: str
+    #: Features of the answers that moved most, in words; empty where none was looked at.
+    moved: str = ""
     cause: Cause
     #: The alarm that opened it comes first.
     alarms: tuple[Alarm, ...]

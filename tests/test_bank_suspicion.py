@@ -7,7 +7,8 @@ import pytest
 
 from detectors.bank import SUSPICION_MS, Bank, BankConfig
 from schemas.alarm import Alarm, Direction
-from schemas.signal import MonitorCounts, SignalPacket, Source
+from schemas.signal import MonitorCounts, Source
+from tests.support.packets import make_counts, make_packet
 
 START_MS = 1_750_000_000_000
 STEP_MS = 10_000
@@ -28,15 +29,13 @@ class Traffic:
             self.at += 1
             each = [self.count(0, route, rate), *(self.count(1, t, rate) for t in tenants)]
             source = Source("events", "e", 0, self.at, self.at)
-            alarms += self.bank.update(SignalPacket(source, 0, GROUPINGS, tuple(each))).alarms
+            alarms += self.bank.update(make_packet(source, 0, GROUPINGS, each)).alarms
         return alarms
 
     def count(self, grouping: int, value: str, rate: float) -> MonitorCounts:
         time_ms = START_MS + self.at * STEP_MS
         refusals = int(self.rng.binomial(50, rate))
-        return MonitorCounts(
-            grouping, (value,), 50, 0, 50, refusals, 0, time_ms - STEP_MS + 1, time_ms, {}, {}
-        )
+        return make_counts((value,), 50, time_ms, grouping=grouping, refusals=refusals)
 
 
 def falls(alarms: list[Alarm]) -> list[Alarm]:

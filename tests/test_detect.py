@@ -8,13 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from detectors.bank import Bank, BankConfig
+from detectors.bank_verdicts import VerdictTable
 from pipeline.core.chunk import Record
 from pipeline.detect import DetectorRunner
 from pipeline.errors import SinkUnavailable
 from schemas.alarm import Alarm, Verdict
-from schemas.signal import MonitorCounts, SignalPacket, Source, decode_packet, encode_packet
+from schemas.signal import Source, decode_packet, encode_packet
+from tests.support.packets import make_counts, make_packet
 
 START_MS = 1_750_000_000_000
 CHANGE, PACKETS = 60, 120
@@ -27,10 +30,8 @@ def log() -> list[Record]:
     for i in range(PACKETS):
         time_ms = START_MS + i * 10_000
         refusals = int(rng.binomial(50, 0.4 if CHANGE <= i < 80 else 0.01))
-        counts = MonitorCounts(
-            0, ("support",), 50, 0, 50, refusals, 0, time_ms, time_ms + 9_999, {}, {}
-        )
-        packet = SignalPacket(Source("events", "e", 0, i, i), 0, ("route",), (counts,))
+        counts = make_counts(("support",), 50, time_ms + 9_999, refusals=refusals)
+        packet = make_packet(Source("events", "e", 0, i, i), 0, ("route",), [counts])
         records.append(Record(i, time_ms, encode_packet(packet)))
     return records
 
@@ -44,9 +45,9 @@ class FakeStore:
         self.snapshot: tuple[int, bytes] | None = None
         self.failures = 0
 
-    def store_verdicts(self, verdicts: Sequence[Verdict]) -> None:
+    def store_verdicts(self, tables: Sequence[VerdictTable]) -> None:
         self._maybe_fail()
-        self.verdicts |= {(v.time_ms, v.signal): v for v in verdicts}
+        self.verdicts |= {(v.time_ms, v.signal): v for table in tables for v in table.verdicts()}
 
     def store_alarms(self, alarms: Sequence[Alarm]) -> None:
         self._maybe_fail()
@@ -154,7 +155,7 @@ def test_a_snapshot_of_another_version_starts_anew(caplog: pytest.LogCaptureFixt
 
 def test_what_is_none_of_ours_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     junk = Record(0, START_MS, b"junk")
-    rest = [r._replace(offset=r.offset + 1) for r in log()]
+    rest = [structs.replace(r, offset=r.offset + 1) for r in log()]
     life = Life(FakeStore(), [])
     with caplog.at_level(logging.WARNING):
         life.take([junk, Record(0, START_MS, None), *rest])

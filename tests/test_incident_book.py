@@ -271,6 +271,16 @@ def test_a_fall_informs() -> None:
 # --- Again -------------------------------------------------------------------------------------
 
 
+def test_a_fall_of_what_rose_is_no_part_of_the_incident() -> None:
+    """A monitor that learned during it takes its end for a change, and must not hold it open."""
+    desk = desk_with(world_of(({"provider": "b"}, 0.4)), Family.ERROR)
+    rise = the(desk.see(1, {"provider": "b"}, **ERRORS))
+    fall = the(desk.see(2, {"provider": "b", "region": "eu"}, direction=Direction.FALL, **ERRORS))
+    assert fall.action is Action.TRIGGER
+    assert fall.incident.severity is Severity.INFO
+    assert fall.incident.incident_id != rise.incident.incident_id
+
+
 def test_an_alarm_that_comes_again_changes_nothing() -> None:
     desk = desk_with(world_of(({"provider": "b"}, 0.4)))
     desk.see(1, {"route": "chat"})

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
+from detectors.bank_packet import read_packet
 from pipeline.core import signals
 from pipeline.core.features import Features, extract_features
 from pipeline.core.monitors import MonitorRegistry, Split, split_events
 from pipeline.core.pricing import Pricer
 from pipeline.core.signals import (
     INTERVAL_MS,
+    Vectors,
     assign_partition,
     pack_signals,
     pack_signals_in_steps,
@@ -31,7 +34,17 @@ from schemas.monitor import (
     grouping_name,
     parse_grouping,
 )
-from schemas.signal import SignalPacket, Source, decode_packet, encode_packet
+from schemas.signal import (
+    COUNTED,
+    FIRST_TIME_MS,
+    LAST_TIME_MS,
+    MEASURED,
+    REQUESTS,
+    SignalPacket,
+    Source,
+    decode_packet,
+    encode_packet,
+)
 from tests.support.events import (
     NOW_MS,
     PRICES,
@@ -43,6 +56,7 @@ from tests.support.events import (
     read_facts,
     receive,
 )
+from tests.support.packets import make_packet
 
 SOURCE = Source("events", "1", 0, 100, 499)
 Sums = dict[Monitor, Any]
@@ -63,9 +77,9 @@ def add_up(packets: Iterable[SignalPacket]) -> Sums:
     for packet in packets:
         for monitor, c in zip(monitors_of(packet), packet.counts, strict=True):
             for name in ("requests", "errors", "answered", "refusals", "truncations"):
-                sums[monitor][name] += getattr(c, name)
-            for name in ("first_chunk_ms", "output_token_us"):
-                for bucket, n in getattr(c, name).items():
+                sums[monitor][name] += c.columns[name]
+            for name, buckets in c.histograms.items():
+                for bucket, n in buckets.items():
                     sums[monitor][name, bucket] += n
     return {monitor: +counter for monitor, counter in sums.items()}
 
@@ -90,6 +104,16 @@ def count(facts: Sequence[Facts]) -> Counter[Any]:
         buckets = count_buckets(getattr(f, name) for f in facts)
         counter.update({(name, bucket): n for bucket, n in buckets.items()})
     return +counter
+
+
+def test_what_the_detectors_count_is_packed() -> None:
+    (packets,) = pack_signals(SOURCE, *prepare(receive([make_event()])), 1).values()
+    needed = {column for pair in COUNTED.values() for column in pair}
+    times = {FIRST_TIME_MS, LAST_TIME_MS}
+    for packet in packets:
+        assert packet.columns.keys() == needed | {REQUESTS} | times
+        assert packet.histograms.keys() == set(MEASURED.values())
+        assert packet.sums == {}
 
 
 # --- Sums ------------------------------------------------------------------------------------
@@ -246,6 +270,114 @@ def test_very_many_monitors_are_split_into_parts(monkeypatch: pytest.MonkeyPatch
     assert [len(p.counts) for p in packets] == [10] * 5 + [9]
     assert [p.part for p in packets] == list(range(6))
     assert add_up(packets) == add_up_by_hand(received)
+
+
+def test_what_is_large_is_split_before_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka refuses a message over its limit for ever."""
+    monkeypatch.setattr(signals, "MAX_BYTES_PER_PACKET", 20_000)
+    received = receive(
+        make_event(
+            str(i), time_ms=NOW_MS, tenant=f"{i:02}" + "社" * (i % 250), time_to_first_chunk_s=i / 9
+        )
+        for i in range(300)
+    )
+    vectors = Vectors(1, 500, np.ones(300, np.bool_), np.ones((300, 16), np.float32))
+    (packets,) = pack_signals(SOURCE, *prepare(received), 1, {"style": vectors}).values()
+    sizes = [len(encode_packet(p)) for p in packets]
+    assert 5 <= len(sizes) <= 40
+    assert max(sizes) <= 21_000
+    assert [p.part for p in packets] == list(range(len(packets)))
+    assert add_up(packets) == add_up_by_hand(received)
+
+
+def test_reading_a_packet_row_by_row_is_the_inverse_of_packing() -> None:
+    (packets,) = pack_signals(SOURCE, *prepare(receive(make_traffic(12, 200))), 1).values()
+    for packet in packets:
+        again = make_packet(packet.source, packet.part, packet.groupings, packet.counts)
+        assert again == packet
+        assert packet.last_time_ms == max(c.last_time_ms for c in packet.counts)
+
+
+def test_columns_that_do_not_fit_together_cannot_be_read_row_by_row() -> None:
+    (packets,) = pack_signals(SOURCE, *prepare(receive([make_event()])), 1).values()
+    for raw in (b"", bytes(7), bytes(8 * 100)):
+        wrong = structs.replace(packets[0], columns={**packets[0].columns, "errors": raw})
+        with pytest.raises(ValueError, match="column"):
+            _ = wrong.counts
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 10**9))
+def test_far_apart_intervals_are_counted_like_near_ones(seed: int, size: int, span_ms: int) -> None:
+    """Where most cells would be empty, cells are sorted and not given a place each."""
+    prepared = prepare(receive(make_traffic(seed, size, span_ms)))
+    whole = pack_signals(SOURCE, *prepared, 3)
+    before, signals.PLACES_PER_EVENT = signals.PLACES_PER_EVENT, 0
+    try:
+        assert pack_signals(SOURCE, *prepared, 3) == whole
+    finally:
+        signals.PLACES_PER_EVENT = before
+
+
+def test_no_events_make_no_packets() -> None:
+    prepared = prepare([])
+    assert pack_signals(SOURCE, *prepared, 4) == {}
+    assert pack_signals_in_steps(SOURCE, [], *prepared, 64) == ()
+
+
+# --- Sums of vectors ---------------------------------------------------------------------------
+
+
+def sums_by_hand(
+    received: Sequence[Received], vectors: Vectors, usable: Sequence[bool]
+) -> dict[Monitor, tuple[int, list[float]]]:
+    expected: dict[Monitor, tuple[int, list[float]]] = {}
+    for each, vector, use in zip(received, vectors.values.tolist(), usable, strict=True):
+        for monitor in find_monitors(each, DEFAULT_GROUPINGS):
+            n, total = expected.get(monitor, (0, [0.0] * len(vector)))
+            if use:
+                n, total = n + 1, [a + b for a, b in zip(total, vector, strict=True)]
+            expected[monitor] = (n, total)
+    return expected
+
+
+def read_sums(packets: Iterable[SignalPacket], name: str) -> dict[Monitor, tuple[int, list[float]]]:
+    found: dict[Monitor, tuple[int, list[float]]] = {}
+    for packet in packets:
+        view = read_packet(packet).sums[name]
+        for monitor, n, row in zip(monitors_of(packet), view.counts, view.matrix, strict=True):
+            before, total = found.get(monitor, (0, [0.0] * len(row)))
+            found[monitor] = (before + int(n), (np.array(total) + row).tolist())
+    return found
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 5), st.integers(1, 3))
+def test_vectors_are_summed_for_every_monitor(
+    seed: int, size: int, width: int, partitions: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    received = receive(make_traffic(seed, size))
+    # Whole numbers, so that sums are exact in whatever order.
+    values = rng.integers(-99, 99, (size, width)).astype(np.float32)
+    vectors = Vectors(7, 500, rng.random(size) < 0.7, values)
+    packed = pack_signals(SOURCE, *prepare(received), partitions, {"style": vectors})
+    packets = [p for part in packed.values() for p in part]
+    assert {p.sums["style"].version for p in packets} == {7}
+    assert read_sums(packets, "style") == sums_by_hand(received, vectors, vectors.has.tolist())
+    steps = pack_signals_in_steps(SOURCE, range(size), *prepare(received), 7, {"style": vectors})
+    assert read_sums(steps, "style") == read_sums(packets, "style")
+    assert all(decode_packet(encode_packet(p)) == p for p in packets)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_a_vector_that_is_no_measurement_is_not_summed(bad: float) -> None:
+    received = receive(make_traffic(13, 20))
+    vectors = Vectors(7, 500, np.ones(20, np.bool_), np.ones((20, 3), np.float32))
+    vectors.values[4, 1] = bad
+    (packets,) = pack_signals(SOURCE, *prepare(received), 1, {"style": vectors}).values()
+    usable = [i != 4 for i in range(20)]
+    assert read_sums(packets, "style") == sums_by_hand(received, vectors, usable)
 
 
 def test_events_without_any_dimension_but_their_model() -> None:

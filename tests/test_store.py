@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from detectors.bank_verdicts import STATES, VerdictTable
 from pipeline.config import ClickHouseSettings
 from pipeline.core.chunk import Chunk, ChunkEffects, MoneyColumn
 from pipeline.core.dedup import SeenIds
@@ -28,7 +29,7 @@ from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.outbox import ClickHouseOutbox
 from pipeline.sinks.requests import RequestStore, token_of
 from pipeline.sinks.times import to_datetime, to_rfc3339
-from schemas.alarm import Rate, State, Transition, Verdict, decode_alarm, encode_alarm
+from schemas.alarm import State, Transition, decode_alarm, encode_alarm
 from schemas.clickhouse import read_migrations
 from schemas.codec import CodecLimits
 from schemas.incident import Action, Severity, Status
@@ -282,6 +283,7 @@ def test_every_column_comes_back(shared: Store, requests: RequestStore, topic: s
         "duration_s": 1.25,
         "time_to_first_chunk_s": 0.5,
         "time_per_token_s": 0.75 / 7,
+        "fingerprint": [],
         "attributes": {"x.鍵": "値", "x.n": '{"a":[1,null]}'},
         "record_time": utc(NOW_MS),
         "topic": topic,
@@ -721,33 +723,46 @@ def test_a_read_only_query_does_not_write_and_leaves_the_store_as_it_was(
 # --- Verdicts, alarms, snapshots -------------------------------------------------------------
 
 
-VERDICT = Verdict(
-    time_ms=NOW_MS,
-    grouping="request_model,route",
-    monitor={"request_model": "gpt-4o", "route": "サポート"},
-    family=Family.REFUSAL,
-    signal=Signal.REFUSAL,
-    state=State.QUIET,
-    log_evidence=-1.5,
-    log_threshold=9.25,
-    baseline=Rate(21, 1_000),
-    baseline_low=0.01,
-    baseline_high=0.04,
-    current=Rate(3, 99),
-    change_time_ms=NOW_MS - 60_001,
-)
+def make_verdicts(time_ms: int, log_evidence: float) -> VerdictTable:
+    """Two monitors; of the first only refusals have a verdict, of the second only errors."""
+
+    def both(value: float) -> np.ndarray:
+        return np.full((2, 2), value)
+
+    return VerdictTable(
+        monitors=[
+            Monitor((Dimension.REQUEST_MODEL, Dimension.ROUTE), ("gpt-4o", "サポート")),
+            Monitor((Dimension.TENANT,), ("日本商事",)),
+        ],
+        families=(Family.REFUSAL, Family.ERROR),
+        signals=(Signal.REFUSAL, Signal.ERROR),
+        log_threshold=9.25,
+        time_ms=np.array([time_ms, time_ms]),
+        ready=np.eye(2, dtype=np.bool_),
+        state=np.array([[STATES.index(State.QUIET)] * 2, [STATES.index(State.ALARMED)] * 2]),
+        log_evidence=both(log_evidence),
+        baseline_count=np.array([[21, 0], [0, 22]]),
+        baseline_total=both(1_000).astype(int),
+        baseline_low=both(0.01),
+        baseline_high=both(0.04),
+        current_count=both(3).astype(int),
+        current_total=both(99).astype(int),
+        change_time_ms=both(NOW_MS - 60_001).astype(int),
+    )
 
 
 def test_verdicts_are_idempotent(migrated: Store) -> None:
     detections = DetectionStore(migrated)
-    later = structs.replace(VERDICT, time_ms=NOW_MS + 60_000, log_evidence=float("-inf"))
+    tables = [make_verdicts(NOW_MS, -1.5), make_verdicts(NOW_MS + 60_000, float("-inf"))]
     for _ in range(2):
-        detections.store_verdicts([VERDICT, later])
+        detections.store_verdicts(tables)
     detections.store_verdicts([])
-    names, rows = migrated.query("SELECT * EXCEPT written_at FROM verdicts FINAL ORDER BY time")
-    assert len(rows) == 2
-    row = dict(zip(names, rows[0], strict=True))
-    assert {k: v for k, v in row.items() if v != ""} == {
+    names, rows = migrated.query(
+        "SELECT * EXCEPT written_at FROM verdicts FINAL ORDER BY time, tenant"
+    )
+    assert len(rows) == 4
+    first, second = ({k: v for k, v in zip(names, r, strict=True) if v != ""} for r in rows[:2])
+    assert first == {
         "time": utc(NOW_MS),
         "grouping": "request_model,route",
         "request_model": "gpt-4o",
@@ -764,6 +779,15 @@ def test_verdicts_are_idempotent(migrated: Store) -> None:
         "current_count": 3,
         "current_total": 99,
         "change_time": utc(NOW_MS - 60_001),
+    }
+    changed = {k: v for k, v in second.items() if v != first.get(k)}
+    assert changed == {
+        "grouping": "tenant",
+        "tenant": "日本商事",
+        "family": "error",
+        "signal": "error",
+        "state": "alarmed",
+        "baseline_count": 22,
     }
 
 

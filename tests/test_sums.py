@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.sums import count_by_key, count_maps, sum_by_key
+from pipeline.core.sums import count_by_key, count_maps, count_pairs, sum_by_key
 
 KEYS = st.integers(-5, 5)
 LARGE = st.integers(-(2**40), 2**40)
@@ -52,6 +52,30 @@ def test_count_by_key(rows: list[tuple[int, int]], silent: set[int]) -> None:
         assert here == sorted(set(here))
         found |= {(key, i): n for i, n in zip(here, counts[start:end].tolist(), strict=True)}
     assert found == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 5), max_size=30),
+    st.integers(1, 4),
+    st.sampled_from([1, 10_000]),
+)
+def test_an_item_may_stand_in_several_rows(items: list[int], rows: int, spread: int) -> None:
+    """Near items are counted in place and far ones sorted; it makes no difference."""
+    item = np.array(items, np.int64) * spread
+    row = np.stack([np.arange(len(items)) % rows, np.full(len(items), rows - 1)])
+    offsets, found, counts = count_pairs(row, item, rows)
+    expected = Counter(
+        (r, i) for each in row.tolist() for r, i in zip(each, item.tolist(), strict=True)
+    )
+    assert (
+        offsets.tolist()
+        == np.searchsorted(sorted(r for r, _ in expected), range(rows + 1)).tolist()
+    )
+    in_row = np.repeat(np.arange(rows), np.diff(offsets)).tolist()
+    pairs = list(zip(in_row, found.tolist(), strict=True))
+    assert pairs == sorted(expected)
+    assert [expected[pair] for pair in pairs] == counts.tolist()
 
 
 def test_a_map_column_holds_the_same_counts() -> None:

@@ -89,6 +89,13 @@ class MapColumn(NamedTuple):
     values: object
 
 
+class ListColumn(NamedTuple):
+    """n lists of numbers in one: row ``i`` holds ``values[offsets[i]:offsets[i+1]]``."""
+
+    offsets: npt.NDArray[np.int32]
+    values: npt.NDArray[np.float32]
+
+
 class MoneyColumn(NamedTuple):
     """Picodollars (1e-12 USD) with a mask: where `known` is False the value is NULL."""
 
@@ -122,6 +129,8 @@ class ChunkEffects(Struct, frozen=True):
     counts: ChunkCounts
     requests: Columns
     texts: Columns | None
+    #: Whole answers as numbers, some of each model, for references to be fitted to.
+    samples: Columns | None
     rollups: Columns
     deadletters: tuple[DeadLetter, ...]
     #: Partition of the signals topic → its packets, in order.

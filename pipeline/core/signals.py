@@ -1,37 +1,105 @@
-"""Pack a chunk's counts for the detectors, split by the partition each monitor lives in."""
+"""Pack a chunk's counts and sums for the detectors, split by the partition of each monitor.
+
+All groupings, intervals and partitions are counted in one go, as arrays. An
+event stands in one *cell* for each grouping: its monitor in its batch (an
+interval of event time, or a step of so many events). Cells that saw an event
+are numbered in the order in which they are sent, so that every packet is a
+slice of every column.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import structs
+from scipy.sparse import coo_array
 
 from pipeline.core.features import Features
 from pipeline.core.histogram import find_measured_buckets
 from pipeline.core.monitors import Split
-from pipeline.core.sums import count_by_key, sum_by_key
-from schemas.monitor import Monitor, grouping_name
-from schemas.signal import Buckets, MonitorCounts, SignalPacket, Source
+from pipeline.core.sums import count_pairs
+from schemas.monitor import Grouping, Monitor, grouping_name
+from schemas.signal import (
+    BUCKET_COUNT_TYPE,
+    BUCKET_TYPE,
+    COUNT_TYPE,
+    FIRST_TIME_MS,
+    GROUPING_TYPE,
+    LAST_TIME_MS,
+    OFFSET_TYPE,
+    REQUESTS,
+    SUM_TYPE,
+    Histograms,
+    SignalPacket,
+    Source,
+    Sums,
+)
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Packets = dict[int, tuple[SignalPacket, ...]]
+
 #: How finely a packet resolves event time.
 INTERVAL_MS = 10_000
-#: Keeps a packet well under Kafka's message limit.
 MAX_MONITORS_PER_PACKET = 2_000
+#: Keeps a packet well under Kafka's message limit of 1 MB; its frame comes on top.
+MAX_BYTES_PER_PACKET = 600_000
+#: Up to so many cells per event all of them have a place in an array; beyond, the used are sorted.
+PLACES_PER_EVENT = 16
+#: A vector with an entry beyond this is no measurement; so many below it add without overflow.
+MAX_ENTRY = 1e30
+
+#: Column → which events it counts. A new counted signal is a row here, and one in `COUNTED`.
+FLAGS: dict[str, Callable[[Features], Bools]] = {
+    "errors": lambda features: features.errors,
+    "answered": lambda features: ~features.errors,
+    "refusals": lambda features: features.refusals,
+    "truncations": lambda features: features.truncations,
+}
+#: Histogram → the measurement, NaN where there is none, and how many of its units make one of
+#: the feature's. A new measured signal is a row here, and one in `MEASURED`.
+MEASUREMENTS: dict[str, tuple[Callable[[Features], npt.NDArray[np.float64]], float]] = {
+    "first_chunk_ms": (lambda features: features.first_chunk_s, 1e3),
+    "output_token_us": (lambda features: features.token_s, 1e6),
+}
+
+
+class Vectors(NamedTuple):
+    """A vector for some of n events, to be summed over each monitor."""
+
+    #: Version of what they were taken against, and how many answers that rests on: see `Sums`.
+    version: int
+    known: int
+    #: Which events have one, shape (n,).
+    has: Bools
+    #: Shape (n, p); one with an entry that is not finite counts as none.
+    values: npt.NDArray[np.float32]
 
 
 def assign_partition(monitor: Monitor, partitions: int) -> int:
     """Return the signals partition that owns the monitor; the same in every process and version."""
-    return zlib.crc32("\0".join((*monitor.grouping, *monitor.values)).encode()) % partitions
+    return zlib.crc32(_name_values(monitor.values), _start(monitor.grouping)) % partitions
+
+
+def _start(grouping: Grouping) -> int:
+    return zlib.crc32("".join(f"{dimension}\0" for dimension in grouping).encode())
+
+
+def _name_values(values: tuple[str, ...]) -> bytes:
+    return "\0".join(values).encode()
 
 
 def pack_signals(
-    source: Source, features: Features, splits: Sequence[Split], partitions: int
+    source: Source,
+    features: Features,
+    splits: Sequence[Split],
+    partitions: int,
+    sums: Mapping[str, Vectors] | None = None,
 ) -> Packets:
     """Return the packets of each signals partition, in order of event time.
 
@@ -39,12 +107,12 @@ def pack_signals(
     by interval: a worker that catches up on an hour finds in it what it would
     have found as it came.
     """
-    counter = _Counter(features)
+    counted = _count(features, splits, partitions, features.time_ms // INTERVAL_MS, sums or {})
     packets: dict[int, list[SignalPacket]] = {}
-    for events in _intervals(features.time_ms):
-        for partition, counts in _count(counter, splits, partitions, events).items():
-            _append(packets.setdefault(partition, []), source, splits, counts)
-    return {partition: tuple(packets[partition]) for partition in sorted(packets)}
+    for start, end in counted.parts():
+        mine = packets.setdefault(int(counted.partition[start]), [])
+        mine.append(counted.slice(start, end, source, part=len(mine)))
+    return {partition: tuple(mine) for partition, mine in packets.items()}
 
 
 def pack_signals_in_steps(
@@ -53,111 +121,241 @@ def pack_signals_in_steps(
     features: Features,
     splits: Sequence[Split],
     step: int,
+    sums: Mapping[str, Vectors] | None = None,
 ) -> tuple[SignalPacket, ...]:
     """Return a packet for every `step` events, for a single partition.
 
     Without a broker between them the detectors can afford to look more often.
     `offsets` are those of the n events.
     """
-    counter = _Counter(features)
+    counted = _count(features, splits, 1, np.arange(len(features)) // step, sums or {})
     packets: list[SignalPacket] = []
-    for start in range(0, len(features), step):
-        events = np.arange(start, min(start + step, len(features)))
-        here = structs.replace(
-            source, first_offset=offsets[events[0]], last_offset=offsets[events[-1]]
-        )
-        for counts in _count(counter, splits, 1, events).values():
-            part: list[SignalPacket] = []
-            _append(part, here, splits, counts)
-            packets += part
+    for start, end in counted.parts():
+        first = int(counted.batch[start]) * step
+        last = min(first + step, len(features)) - 1
+        here = structs.replace(source, first_offset=offsets[first], last_offset=offsets[last])
+        follows = packets and packets[-1].source == here
+        part = packets[-1].part + 1 if follows else 0
+        packets.append(counted.slice(start, end, here, part))
     return tuple(packets)
 
 
-def _intervals(time_ms: Ints) -> list[Ints]:
-    """The indices of the events of each interval, in order of time, then of arrival."""
-    interval = time_ms // INTERVAL_MS
-    order = np.argsort(interval, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(interval[order])) + 1)
+class _Table(NamedTuple):
+    """Histograms of m cells, as `schemas.signal.Histograms`."""
+
+    offsets: npt.NDArray[np.int32]
+    buckets: Ints
+    counts: Ints
+
+    def slice(self, start: int, end: int) -> Histograms:
+        low, high = self.offsets[start], self.offsets[end]
+        return Histograms(
+            (self.offsets[start : end + 1] - low).astype(OFFSET_TYPE).tobytes(),
+            self.buckets[low:high].astype(BUCKET_TYPE).tobytes(),
+            self.counts[low:high].astype(BUCKET_COUNT_TYPE).tobytes(),
+        )
+
+
+class _Sums(NamedTuple):
+    version: int
+    known: int
+    counts: Ints
+    matrix: npt.NDArray[np.float64]
+
+    def slice(self, start: int, end: int) -> Sums:
+        return Sums(
+            self.version,
+            self.known,
+            self.matrix.shape[1],
+            self.counts[start:end].astype(COUNT_TYPE).tobytes(),
+            self.matrix[start:end].astype(SUM_TYPE).tobytes(),
+        )
+
+
+class _Cells(NamedTuple):
+    """The m cells that saw an event, in the order in which they are sent."""
+
+    partition: Ints
+    #: Number of the interval or step.
+    batch: Ints
+    #: Index into all the splits' monitors, one split after the other.
+    monitor: Ints
+    #: Which cell each event stands in, for each of s groupings; m where in none. Shape (s, n).
+    of_event: Ints
+
+
+class _Counted(NamedTuple):
+    """Columns over the m cells."""
+
+    partition: Ints
+    batch: Ints
+    groupings: tuple[str, ...]
+    grouping: Ints
+    values: list[tuple[str, ...]]
+    columns: dict[str, Ints]
+    histograms: dict[str, _Table]
+    sums: dict[str, _Sums]
+
+    def parts(self) -> Iterator[tuple[int, int]]:
+        """Where each packet begins and ends."""
+        changes = (np.diff(self.partition) != 0) | (np.diff(self.batch) != 0)
+        ends = [0, *(np.flatnonzero(changes) + 1).tolist(), len(self.values)]
+        behind = self._bytes_behind()
+        for start, end in pairwise(ends):
+            while start < end:
+                full = int(np.searchsorted(behind, behind[start] + MAX_BYTES_PER_PACKET, "right"))
+                # A monitor that is over the limit by itself is sent by itself.
+                stop = min(max(full - 1, start + 1), start + MAX_MONITORS_PER_PACKET, end)
+                yield start, stop
+                start = stop
+
+    def _bytes_behind(self) -> Ints:
+        """Bytes of the cells before each cell, and before the end, shape (m + 1,)."""
+        m = len(self.values)
+        columns = 8 * (len(self.columns) + len(self.sums)) + 4 * len(self.histograms)
+        width = sum(each.matrix.shape[1] for each in self.sums.values())
+        texts = np.fromiter((5 + len("".join(v)) * 4 for v in self.values), np.int64, m)
+        behind = np.zeros(m + 1, np.int64)
+        np.cumsum(texts + columns + 4 * width, out=behind[1:])
+        for histogram in self.histograms.values():
+            behind += histogram.offsets * 6
+        return behind
+
+    def slice(self, start: int, end: int, source: Source, part: int) -> SignalPacket:
+        return SignalPacket(
+            source=source,
+            part=part,
+            groupings=self.groupings,
+            grouping=self.grouping[start:end].astype(GROUPING_TYPE).tobytes(),
+            values=tuple(self.values[start:end]),
+            columns={
+                name: column[start:end].astype(COUNT_TYPE).tobytes()
+                for name, column in self.columns.items()
+            },
+            histograms={name: each.slice(start, end) for name, each in self.histograms.items()},
+            sums={name: each.slice(start, end) for name, each in self.sums.items()},
+        )
 
 
 def _count(
-    counter: _Counter, splits: Sequence[Split], partitions: int, events: Ints
-) -> dict[int, list[MonitorCounts]]:
-    owned: dict[int, list[MonitorCounts]] = {}
-    for index, split in enumerate(splits):
-        for monitor, counts in counter.count(index, split, events):
-            owned.setdefault(assign_partition(monitor, partitions), []).append(counts)
-    return owned
-
-
-def _append(
-    packets: list[SignalPacket],
-    source: Source,
+    features: Features,
     splits: Sequence[Split],
-    counts: Sequence[MonitorCounts],
-) -> None:
-    groupings = tuple(grouping_name(s.grouping) for s in splits)
-    for i in range(0, len(counts), MAX_MONITORS_PER_PACKET):
-        some = tuple(counts[i : i + MAX_MONITORS_PER_PACKET])
-        packets.append(SignalPacket(source, len(packets), groupings, some))
+    partitions: int,
+    batch: Ints,
+    sums: Mapping[str, Vectors],
+) -> _Counted:
+    sizes = [len(split.monitors) for split in splits]
+    cells = _find_cells(splits, sizes, partitions, batch)
+    monitors = [monitor for split in splits for monitor in split.monitors]
+    return _Counted(
+        partition=cells.partition,
+        batch=cells.batch,
+        groupings=tuple(grouping_name(split.grouping) for split in splits),
+        grouping=np.repeat(np.arange(len(splits)), sizes)[cells.monitor],
+        values=[monitors[each].values for each in cells.monitor.tolist()],
+        columns=_count_columns(features, cells),
+        histograms={name: _count_buckets(features, name, cells) for name in MEASUREMENTS},
+        sums={name: _sum_vectors(vectors, cells) for name, vectors in sums.items()},
+    )
 
 
-class _Counter:
-    """The arrays that are counted, made once for a chunk."""
-
-    def __init__(self, features: Features) -> None:
-        ones = np.ones(len(features), np.int64)
-        columns = (ones, features.errors, ~features.errors, features.refusals, features.truncations)
-        self._counts = np.stack([np.asarray(c, np.int64) for c in columns], axis=1)
-        self._time_ms = features.time_ms
-        self._first_chunk = find_measured_buckets(features.first_chunk_s * 1e3)
-        self._token = find_measured_buckets(features.token_s * 1e6)
-
-    def count(self, index: int, split: Split, events: Ints) -> list[tuple[Monitor, MonitorCounts]]:
-        """Count some of the events, for each monitor of the split that is among them."""
-        inside = events[split.code[events] >= 0]
-        code = split.code[inside]
-        present, sums = sum_by_key(code, self._counts[inside])
-        first, last = _time_span(self._time_ms[inside], code, present)
-        first_chunk = _histograms(self._first_chunk, inside, code, present)
-        token = _histograms(self._token, inside, code, present)
-        return [
-            (
-                monitor := split.monitors[at],
-                MonitorCounts(
-                    index,
-                    monitor.values,
-                    requests=int(sums[i, 0]),
-                    errors=int(sums[i, 1]),
-                    answered=int(sums[i, 2]),
-                    refusals=int(sums[i, 3]),
-                    truncations=int(sums[i, 4]),
-                    first_time_ms=first[i],
-                    last_time_ms=last[i],
-                    first_chunk_ms=first_chunk[i],
-                    output_token_us=token[i],
-                ),
-            )
-            for i, at in enumerate(present.tolist())
-        ]
+def _find_cells(
+    splits: Sequence[Split], sizes: Sequence[int], partitions: int, batch: Ints
+) -> _Cells:
+    # Monitor 0 of each batch stands for none.
+    width = 1 + sum(sizes)
+    batch = batch - batch.min() if len(batch) else batch
+    key = np.empty((len(splits), len(batch)), np.int64)
+    for row, split, base in zip(key, splits, np.cumsum([1, *sizes]).tolist(), strict=False):
+        row[:] = np.where(split.code < 0, 0, split.code + base)
+    key += batch * width
+    used, at = _number(key, width * (int(batch.max(initial=0)) + 1))
+    used_batch, used_monitor = np.divmod(used, width)
+    some = np.flatnonzero(used_monitor)
+    owner = _assign_partitions(splits, partitions)[used_monitor[some] - 1]
+    order = some[np.argsort(owner, kind="stable")] if partitions > 1 else some
+    place = np.full(len(used), len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return _Cells(
+        partition=np.sort(owner),
+        batch=used_batch[order],
+        monitor=used_monitor[order] - 1,
+        of_event=place[at],
+    )
 
 
-def _time_span(time_ms: Ints, code: Ints, present: Ints) -> tuple[list[int], list[int]]:
-    row = np.searchsorted(present, code)
-    first = np.full(len(present), np.iinfo(np.int64).max)
-    last = np.full(len(present), np.iinfo(np.int64).min)
-    np.minimum.at(first, row, time_ms)
-    np.maximum.at(last, row, time_ms)
-    return first.tolist(), last.tolist()
+def _number(key: Ints, places: int) -> tuple[Ints, Ints]:
+    """Return the distinct keys, all below `places`, ascending, and of each key its number."""
+    if places > PLACES_PER_EVENT * key.size:
+        used, at = np.unique(key, return_inverse=True)
+        return used, at.reshape(key.shape)
+    used = np.flatnonzero(np.bincount(key.ravel(), minlength=places))
+    number = np.zeros(places, np.int64)
+    number[used] = np.arange(len(used))
+    return used, number[key]
 
 
-def _histograms(
-    measured_buckets: tuple[npt.NDArray[np.bool_], Ints], inside: Ints, code: Ints, present: Ints
-) -> list[Buckets]:
-    measured, buckets = measured_buckets
-    use = measured[inside]
-    offsets, items, counts = count_by_key(code[use], buckets[inside][use], present)
-    return [
-        dict(zip(items[a:b].tolist(), counts[a:b].tolist(), strict=True))
-        for a, b in pairwise(offsets)
-    ]
+def _assign_partitions(splits: Sequence[Split], partitions: int) -> Ints:
+    """`assign_partition` of all monitors of all splits, one after the other."""
+    if partitions == 1:
+        return np.zeros(sum(len(split.monitors) for split in splits), np.int64)
+    hashes: list[int] = []
+    for split in splits:
+        start = _start(split.grouping)
+        hashes += [zlib.crc32(_name_values(m.values), start) for m in split.monitors]
+    return np.array(hashes, np.int64) % partitions
+
+
+def _count_columns(features: Features, cells: _Cells) -> dict[str, Ints]:
+    requests = _count_events(cells)
+    columns = {REQUESTS: requests}
+    for name, find in FLAGS.items():
+        flag = find(features)
+        # What most events have is counted by those that have it not.
+        rare = 2 * np.count_nonzero(flag) <= len(flag)
+        few = _count_events(cells, np.flatnonzero(flag if rare else ~flag))
+        columns[name] = few if rare else requests - few
+    columns[FIRST_TIME_MS], columns[LAST_TIME_MS] = _find_times(features.time_ms, cells)
+    return columns
+
+
+def _count_events(cells: _Cells, events: Ints | None = None) -> Ints:
+    m = len(cells.monitor)
+    at = cells.of_event if events is None else cells.of_event.take(events, 1)
+    return np.bincount(at.ravel(), minlength=m + 1)[:m]
+
+
+def _find_times(time_ms: Ints, cells: _Cells) -> tuple[Ints, Ints]:
+    """Return the time of the first and of the last event of each cell."""
+    order = np.argsort(time_ms, kind="stable")
+    back = order[::-1].copy()
+    first = np.empty(len(cells.monitor) + 1, np.int64)
+    last = np.empty_like(first)
+    for at in cells.of_event:
+        # Of several values for one place, the last assigned stays.
+        last[at[order]] = time_ms[order]
+        first[at[back]] = time_ms[back]
+    return first[:-1], last[:-1]
+
+
+def _count_buckets(features: Features, name: str, cells: _Cells) -> _Table:
+    read, scale = MEASUREMENTS[name]
+    measured, buckets = find_measured_buckets(read(features) * scale)
+    use = np.flatnonzero(measured)
+    m = len(cells.monitor)
+    offsets, items, counts = count_pairs(cells.of_event.take(use, 1), buckets[use], m + 1)
+    end = offsets[m]
+    return _Table(offsets[: m + 1], items[:end], counts[:end])
+
+
+def _sum_vectors(vectors: Vectors, cells: _Cells) -> _Sums:
+    # A comparison that NaN fails too.
+    sound = (np.abs(vectors.values) <= MAX_ENTRY).all(axis=1)
+    use = np.flatnonzero(vectors.has & sound)
+    m = len(cells.monitor)
+    at = cells.of_event.take(use, 1).ravel()
+    event = np.tile(np.arange(len(use)), len(cells.of_event))
+    picks = coo_array((np.ones(len(at)), (at, event)), shape=(m + 1, len(use))).tocsr()
+    total = picks @ vectors.values[use].astype(np.float64)
+    counts = np.bincount(at, minlength=m + 1)[:m]
+    return _Sums(vectors.version, vectors.known, counts, total[:m])

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from itertools import compress
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct, structs
 
+from detectors.bank_shifts import FINGERPRINT
+from pipeline.core.answers import Answers, Embedding, read_answers
 from pipeline.core.chunk import (
     Chunk,
     ChunkCounts,
     ChunkEffects,
+    CodedColumn,
     Columns,
     DeadLetter,
+    ListColumn,
     MoneyColumn,
     Record,
     code_values,
@@ -28,13 +33,14 @@ from pipeline.core.features import (
     extract_features,
     hash_users,
 )
+from pipeline.core.fingerprints import DIRECTIONS, ReferenceSet, select_sample, take_fingerprints
 from pipeline.core.monitors import MonitorRegistry, Split, split_events
 from pipeline.core.pricing import Pricer
 from pipeline.core.rollup import roll_up
-from pipeline.core.signals import Packets, pack_signals, pack_signals_in_steps
+from pipeline.core.signals import Packets, Vectors, pack_signals, pack_signals_in_steps
 from schemas.codec import CodecLimits, decode_event
 from schemas.event import Received
-from schemas.monitor import DIMENSIONS, Grouping
+from schemas.monitor import DIMENSIONS, Dimension, Grouping
 from schemas.rejection import Reason, Rejected
 from schemas.signal import Source
 
@@ -49,6 +55,15 @@ class StepConfig(Struct, frozen=True):
     signals_step: int | None = None
     store_texts: bool = False
     user_key: bytes | None = None
+
+
+class Reading(Struct, frozen=True):
+    """How answers are read. References are replaced while the worker runs, by another of these."""
+
+    embedding: Embedding
+    references: ReferenceSet
+    #: At most so many answers of each model are kept of a chunk.
+    samples_per_model: int
 
 
 class Admission(Struct, frozen=True):
@@ -103,12 +118,17 @@ def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds) -> Admission:
 
 
 def derive_effects(
-    admission: Admission, config: StepConfig, pricer: Pricer, registry: MonitorRegistry
+    admission: Admission,
+    config: StepConfig,
+    pricer: Pricer,
+    registry: MonitorRegistry,
+    reading: Reading | None = None,
 ) -> ChunkEffects:
-    """Price, judge and count what was admitted.
+    """Price, judge, read and count what was admitted.
 
-    Deterministic: the same admission against the same `registry` has the same
-    effects, to the byte.
+    Deterministic: the same admission against the same `registry` and `reading` has
+    the same effects, to the byte. After a crash the references may be newer. Then
+    fingerprints differ, and count only where the first ones never arrived.
     """
     source, letters = admission.source, tuple(admission.deadletters)
     counts = ChunkCounts(
@@ -118,32 +138,52 @@ def derive_effects(
         duplicates=admission.duplicates,
     )
     if not admission.received:
-        return ChunkEffects(source, counts, {}, None, {}, letters, {})
+        return ChunkEffects(source, counts, {}, None, None, {}, letters, {})
     features = extract_features(admission.received, pricer)
     splits = split_events(features.dimensions, config.groupings, registry)
+    answers = read_answers(features, reading.embedding) if reading else None
+    fingerprints = _take_fingerprints(features, answers, reading)
     return ChunkEffects(
         source=source,
         counts=counts,
-        requests=_request_rows(admission, features, config.user_key),
+        requests=_request_rows(admission, features, fingerprints, config.user_key),
         texts=_text_rows(admission) if config.store_texts else None,
+        samples=_sample_rows(admission, features, answers, reading),
         rollups=roll_up(features, splits, admission.records[-1].written_ms),
         deadletters=letters,
-        packets=_pack(admission, features, splits, config),
+        packets=_pack(admission, features, splits, fingerprints, config),
     )
 
 
+def _take_fingerprints(
+    features: Features, answers: Answers | None, reading: Reading | None
+) -> Vectors | None:
+    if answers is None or reading is None or not reading.references.by_model:
+        return None
+    models = features.dimensions[Dimension.REQUEST_MODEL]
+    return take_fingerprints(answers, models, reading.references, len(features))
+
+
 def _pack(
-    admission: Admission, features: Features, splits: list[Split], config: StepConfig
+    admission: Admission,
+    features: Features,
+    splits: list[Split],
+    fingerprints: Vectors | None,
+    config: StepConfig,
 ) -> Packets:
+    source, sums = admission.source, {FINGERPRINT: fingerprints} if fingerprints else {}
     if config.signals_step is None:
-        return pack_signals(admission.source, features, splits, config.signals_partitions)
+        return pack_signals(source, features, splits, config.signals_partitions, sums)
     offsets = [r.offset for r in admission.records]
-    return {
-        0: pack_signals_in_steps(admission.source, offsets, features, splits, config.signals_step)
-    }
+    return {0: pack_signals_in_steps(source, offsets, features, splits, config.signals_step, sums)}
 
 
-def _request_rows(admission: Admission, features: Features, user_key: bytes | None) -> Columns:
+def _request_rows(
+    admission: Admission,
+    features: Features,
+    fingerprints: Vectors | None,
+    user_key: bytes | None,
+) -> Columns:
     events = [r.event for r in admission.received]
     source, n = admission.source, len(events)
     return {
@@ -170,6 +210,7 @@ def _request_rows(admission: Admission, features: Features, user_key: bytes | No
         "duration_s": np.ma.masked_invalid(features.duration_s),
         "time_to_first_chunk_s": [e.time_to_first_chunk_s for e in events],
         "time_per_token_s": np.ma.masked_invalid(features.token_s),
+        "fingerprint": _fingerprint_column(fingerprints, n),
         "user_hash": hash_users([e.user for e in events], user_key),
         "attributes": code_attributes([r.attributes for r in admission.received]),
         "record_time": [r.written_ms for r in admission.records],
@@ -178,6 +219,42 @@ def _request_rows(admission: Admission, features: Features, user_key: bytes | No
         "partition": np.full(n, source.partition, np.uint32),
         "offset": [r.offset for r in admission.records],
     }
+
+
+def _fingerprint_column(fingerprints: Vectors | None, n: int) -> ListColumn:
+    """Empty where there is none."""
+    if fingerprints is None:
+        return ListColumn(np.zeros(n + 1, np.int32), np.zeros(0, np.float32))
+    has = fingerprints.has
+    residuals = fingerprints.values[has, :DIRECTIONS]
+    offsets = np.concatenate([[0], np.cumsum(has)]) * DIRECTIONS
+    return ListColumn(offsets.astype(np.int32), residuals.ravel())
+
+
+def _sample_rows(
+    admission: Admission, features: Features, answers: Answers | None, reading: Reading | None
+) -> Columns | None:
+    if answers is None or reading is None or not len(answers.rows):
+        return None
+    models = features.dimensions[Dimension.REQUEST_MODEL]
+    ids = [r.event.event_id for r in admission.received]
+    chosen = select_sample(answers, models, ids, reading.samples_per_model)
+    rows = answers.rows[chosen]
+    at = rows.tolist()
+    return {
+        "event_time": features.time_ms[rows],
+        "event_id": [ids[i] for i in at],
+        "request_model": CodedColumn(models.codes[rows], models.values),
+        "embedding": repeat_value(answers.embedding, len(at)),
+        "prompt": _vector_column(answers.prompts[chosen]),
+        "answer": _vector_column(answers.answers[chosen]),
+        "record_time": [admission.records[i].written_ms for i in at],
+    }
+
+
+def _vector_column(vectors: npt.NDArray[np.float32]) -> ListColumn:
+    n, width = vectors.shape
+    return ListColumn(np.arange(n + 1, dtype=np.int32) * width, vectors.ravel())
 
 
 def _text_rows(admission: Admission) -> Columns | None:

@@ -18,6 +18,7 @@ the last `TAIL_CHARS` characters are looked at; its length is that of the whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum, auto
@@ -54,6 +55,20 @@ class Scale(StrEnum):
     ROOT = "root"
     #: A share, or a yes or no, as it is; in [0, 1].
     SHARE = "share"
+
+    @property
+    def is_share(self) -> bool:
+        return self is not Scale.LOG
+
+    def undo(self, value: float) -> float:
+        """Return the quantity that has this value in its column."""
+        match self:
+            case Scale.LOG:
+                return math.expm1(value)
+            case Scale.ROOT:
+                return value * value
+            case Scale.SHARE:
+                return value
 
 
 @dataclass(frozen=True)

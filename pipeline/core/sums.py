@@ -8,6 +8,11 @@ import numpy.typing as npt
 from pipeline.core.chunk import MapColumn
 
 Ints = npt.NDArray[np.int64]
+Offsets = npt.NDArray[np.int32]
+
+#: Counting into one place for every pair that could be is faster than sorting the pairs that
+#: are, as long as there are no more than so many places for each.
+PLACES_PER_PAIR = 16
 
 
 def sum_by_key(key: Ints, columns: Ints) -> tuple[Ints, Ints]:
@@ -23,19 +28,38 @@ def sum_by_key(key: Ints, columns: Ints) -> tuple[Ints, Ints]:
     return ordered[starts], np.add.reduceat(columns[order], starts, axis=0)
 
 
-def count_by_key(key: Ints, item: Ints, keys: Ints) -> tuple[npt.NDArray[np.int32], Ints, Ints]:
-    """Count how often each item (n,) occurs under each key (n,).
+def count_pairs(row: Ints, item: Ints, rows: int) -> tuple[Offsets, Ints, Ints]:
+    """Count how often each item occurs in each row, rows being 0 to `rows` - 1.
 
-    `keys` (g,) are the distinct keys, ascending; every key must be among them.
-    Returns offsets (g + 1,), and items and counts such that those of
-    ``keys[i]`` stand at ``offsets[i]:offsets[i+1]``, items ascending.
+    `row` and `item` have shape (n,); or (s, n) and (n,), and each item stands in
+    s rows. Returns offsets (rows + 1,), and items and counts such that those of
+    row i stand at ``offsets[i]:offsets[i+1]``, items ascending.
     """
-    row = np.searchsorted(keys, key)
     low = int(item.min()) if len(item) else 0
     width = int(item.max()) - low + 1 if len(item) else 1
-    pairs, counts = np.unique(row * width + (item - low), return_counts=True)
-    offsets = np.searchsorted(pairs, np.arange(len(keys) + 1) * width).astype(np.int32)
-    return offsets, pairs % width + low, counts.astype(np.int64)
+    pair = (row * width + (item - low)).ravel()
+    if rows * width <= PLACES_PER_PAIR * len(pair):
+        places = np.bincount(pair, minlength=rows * width)
+        pairs = np.flatnonzero(places)
+        counts = places[pairs]
+    else:
+        pairs, counts = np.unique(pair, return_counts=True)
+    in_row, at = np.divmod(pairs, width)
+    return _offsets(in_row, rows), at + low, counts
+
+
+def _offsets(row: Ints, rows: int) -> Offsets:
+    offsets = np.zeros(rows + 1, np.int32)
+    np.cumsum(np.bincount(row, minlength=rows), out=offsets[1:])
+    return offsets
+
+
+def count_by_key(key: Ints, item: Ints, keys: Ints) -> tuple[Offsets, Ints, Ints]:
+    """`count_pairs` for rows that go by the distinct `keys` (g,), ascending.
+
+    Every key must be among them.
+    """
+    return count_pairs(np.searchsorted(keys, key), item, len(keys))
 
 
 def count_maps(key: Ints, item: Ints, keys: Ints) -> MapColumn:

@@ -219,6 +219,6 @@ def _write_texts(
     elif outcome is Outcome.REFUSED:
         texts["response.text"] = write_refusal(topic, draws)
     else:
-        answer = write_answer(topic, int(plan.output_tokens[index]), draws)
+        answer = write_answer(topic, draws)
         texts["response.text"] = cut_off(answer) if outcome is Outcome.TRUNCATED else answer
     return texts

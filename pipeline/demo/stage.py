@@ -25,6 +25,8 @@ _TABLES = (
     "notifications",
     "detector_snapshots",
     "deadletters",
+    "answer_samples",
+    "references",
 )
 
 

@@ -17,8 +17,7 @@ from msgspec import Struct
 
 Item = TypeVar("Item")
 
-#: A sentence of an answer for every so many output tokens, up to a few.
-TOKENS_PER_SENTENCE = 25
+#: Between an answer's opening and its closing there are at most so many sentences.
 MAX_SENTENCES = 6
 #: How an amount of so many euros is written, and what stands between two sentences.
 _AMOUNT = {"en": "€{}.90", "ja": "{}00円"}
@@ -92,14 +91,18 @@ def write_prompt(topic: Topic, draws: Draws) -> str:
     return draws.pick(_phrases(topic).prompts).format_map(topic.slots)
 
 
-def write_answer(topic: Topic, output_tokens: int, draws: Draws) -> str:
-    """Return a helpful answer, longer for more output tokens."""
+def write_answer(topic: Topic, draws: Draws) -> str:
+    """Return a helpful answer, of whatever length.
+
+    Not of that of its output tokens: in the trace they change with what is asked, hour
+    by hour, and of that the prompts here say nothing. It would look like another model.
+    """
     phrases = _phrases(topic)
+    first = draws.take()
+    count = first // 7 % (min(MAX_SENTENCES, len(phrases.sentences)) + 1)
     parts = [draws.pick(phrases.openings)]
-    if output_tokens >= TOKENS_PER_SENTENCE:
-        count = min(output_tokens // TOKENS_PER_SENTENCE, MAX_SENTENCES, len(phrases.sentences))
-        first = draws.take()
-        parts += [phrases.sentences[(first + i) % len(phrases.sentences)] for i in range(count)]
+    parts += [phrases.sentences[(first + i) % len(phrases.sentences)] for i in range(count)]
+    if count:
         parts.append(draws.pick(phrases.closings))
     return _joint(topic).join(parts).format_map(topic.slots)
 

@@ -13,7 +13,13 @@ from typing import NamedTuple
 from msgspec import Struct, structs
 
 from pipeline.incidents.explain import EXPLAINING_SHARE, Investigation
-from pipeline.incidents.wording import rate_severity, suggest, summarise, summarise_mix_shift
+from pipeline.incidents.wording import (
+    describe_moved,
+    rate_severity,
+    suggest,
+    summarise,
+    summarise_mix_shift,
+)
 from schemas.alarm import Alarm, Transition
 from schemas.incident import Action, Cause, Incident, Severity, Status
 
@@ -77,7 +83,9 @@ class IncidentBook:
             revised = self._shared_cause(incident, alarm, cause, found, investigate)
             if revised is not None:
                 return self._merge(incident, alarm, revised, severity, mixed)
-        return [self._open(alarm, cause, severity, mixed, find_examples)]
+        return [
+            self._open(alarm, cause, describe_moved(found.moved), severity, mixed, find_examples)
+        ]
 
     def tick(self, now_ms: int) -> list[Entry]:
         """Resolve the incidents whose alarms have all been clear for long enough."""
@@ -101,6 +109,7 @@ class IncidentBook:
             i
             for i in self.open
             if i.change_time_ms - reach <= alarm.change_time_ms <= i.updated_ms + reach
+            and not _is_the_way_back(i, alarm)
         ]
 
     def _shared_cause(
@@ -129,6 +138,7 @@ class IncidentBook:
         self,
         alarm: Alarm,
         cause: Cause,
+        moved: str,
         severity: Severity,
         mixed: bool,
         find_examples: FindExamples,
@@ -142,8 +152,9 @@ class IncidentBook:
             opened_ms=alarm.time_ms,
             updated_ms=alarm.time_ms,
             change_time_ms=alarm.change_time_ms,
-            summary=summarise_mix_shift(alarm) if mixed else summarise(alarm, cause),
+            summary=summarise_mix_shift(alarm) if mixed else summarise(alarm, cause, moved),
             suggestion="" if mixed else suggest(alarm, cause),
+            moved=moved,
             cause=cause,
             alarms=(alarm,),
             example_event_ids=find_examples(alarm, cause),
@@ -167,7 +178,7 @@ class IncidentBook:
             merged = structs.replace(
                 merged,
                 cause=cause,
-                summary=summarise(first, cause),
+                summary=summarise(first, cause, incident.moved),
                 suggestion=suggest(first, cause),
             )
         return [self._keep(merged, Action.UPDATE, alarm.time_ms)]
@@ -194,3 +205,13 @@ class IncidentBook:
         resolved = [i for i in self._incidents.values() if i.status is Status.RESOLVED]
         for incident in resolved[: max(0, len(resolved) - self._config.remembered)]:
             del self._incidents[incident.incident_id]
+
+
+def _is_the_way_back(incident: Incident, alarm: Alarm) -> bool:
+    """True for a fall of what has risen: perhaps the end of the incident, never a part of it.
+
+    A monitor that first learned during the incident takes its end for a change. As a
+    part of it, it would keep the incident open.
+    """
+    first = incident.alarms[0]
+    return first.family is alarm.family and first.direction is not alarm.direction

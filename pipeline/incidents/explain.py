@@ -67,10 +67,20 @@ class Slice(NamedTuple):
     after_inside: Rate
 
 
+class Moved(NamedTuple):
+    """A feature of the monitor's answers that is not what it was."""
+
+    phrase: str
+    is_share: bool
+    before: float
+    after: float
+
+
 class Investigation(NamedTuple):
-    """What is stored about an alarm: the slices of both periods."""
+    """What is stored about an alarm: the slices of both periods, and features that moved."""
 
     slices: tuple[Slice, ...]
+    moved: tuple[Moved, ...] = ()
 
     @property
     def whole(self) -> Slice:
@@ -106,7 +116,13 @@ class Investigation(NamedTuple):
         monitor = Slice(tuple(alarm.monitor.items()), *inside, *inside)
         if (self._excess_inside(self.whole) > 0) != (alarm.direction is Direction.RISE):
             return monitor
-        named = [s for s in self.slices if _dimensions(s.labels) in CANDIDATES]
+        everything = (self.whole.before, self.whole.after)
+        named = [
+            s
+            for s in self.slices
+            # The one value that everything has is no part of the traffic.
+            if _dimensions(s.labels) in CANDIDATES and (s.before, s.after) != everything
+        ]
         explaining = [s for s in named if self._explains(s, EXPLAINING_SHARE)]
         # Last, so that of equals a candidate is taken.
         return min((*explaining, monitor), key=self._rank)

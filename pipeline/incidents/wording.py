@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
+from pipeline.incidents.explain import Moved
 from schemas.alarm import Alarm, Direction, Rate
 from schemas.incident import Cause, Severity
 from schemas.signal import Family, Signal
@@ -17,6 +19,7 @@ _SUBJECT = {
     Signal.TRUNCATION: "Truncated answers",
     Signal.SLOW_FIRST_CHUNK: "Slow first chunks",
     Signal.SLOW_OUTPUT: "Slow output",
+    Signal.FINGERPRINT: "Answers unlike before",
 }
 #: From these rates on, the family is critical, or an error; below it is a warning.
 _SEVERITY_RATES = {
@@ -24,6 +27,7 @@ _SEVERITY_RATES = {
     Family.ERROR: (0.25, 0.05),
     Family.TRUNCATION: (1.01, 0.3),
     Family.LATENCY: (1.01, 0.3),
+    Family.FINGERPRINT: (1.01, 0.5),
 }
 
 
@@ -38,9 +42,14 @@ def rate_severity(alarm: Alarm, cause: Cause) -> Severity:
     return Severity.ERROR if rate >= error else Severity.WARNING
 
 
-def summarise(alarm: Alarm, cause: Cause) -> str:
+def summarise(alarm: Alarm, cause: Cause, moved: str = "") -> str:
     """What and where since when; how much of what was seen that explains; how sure it is."""
-    parts = (_headline(alarm, cause), _explanation(alarm, cause), _certainty(alarm))
+    parts = (
+        _headline(alarm, cause),
+        moved,
+        _explanation(alarm, cause),
+        _certainty(alarm),
+    )
     return " ".join(part for part in parts if part)
 
 
@@ -59,6 +68,11 @@ def suggest(alarm: Alarm, cause: Cause) -> str:
     if alarm.direction is Direction.FALL:
         return _suggest_for_fall(alarm)
     labels = cause.labels
+    if alarm.family is Family.FINGERPRINT and "prompt_version" not in labels:
+        return (
+            "Ask whether the model behind this name was changed, and pin its previous snapshot;"
+            " if the change was meant, fit the reference anew."
+        )
     if not labels:
         return "Look at what all traffic shares: the gateway, its network, a sole provider."
     if "prompt_version" in labels:
@@ -100,6 +114,25 @@ def _headline(alarm: Alarm, cause: Cause) -> str:
         f" which is {past}, since {since}{_slow(alarm)};"
         f" {_where(alarm.monitor)} was at {_percent(alarm.baseline)} ({_counts(alarm.baseline)})."
     )
+
+
+def describe_moved(moved: Sequence[Moved]) -> str:
+    """Which features moved most, as a sentence; empty where none did."""
+    if not moved:
+        return ""
+    return f"What moved most: {'; '.join(map(_describe, moved))}."
+
+
+def _describe(moved: Moved) -> str:
+    if moved.is_share:
+        return f"{moved.phrase} from {moved.before:.1%} to {moved.after:.1%}"
+    # Of hardly anything, a multiple says nothing.
+    change = f" ({moved.after / moved.before - 1:+.0%})" if moved.before >= 1 else ""
+    return f"{moved.phrase} from {_quantity(moved.before)} to {_quantity(moved.after)}{change}"
+
+
+def _quantity(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _explanation(alarm: Alarm, cause: Cause) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.chunk import CodedColumn, Columns, MapColumn, MoneyColumn
+from pipeline.core.chunk import CodedColumn, Columns, ListColumn, MapColumn, MoneyColumn
 from schemas.monitor import DIMENSIONS
 
 _TEXT = pa.string()
 _TIME = pa.timestamp("ms", "UTC")
 _COUNT = pa.uint64()
 _TEXT_MAP = pa.map_(_TEXT, _TEXT)
+_VECTOR = pa.list_(pa.float32())
 _BUCKETS = pa.map_(pa.int16(), _COUNT)
 _DIMENSIONS = dict.fromkeys((d.value for d in DIMENSIONS), _TEXT)
 
@@ -44,6 +45,7 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "duration_s": pa.float64(),
         "time_to_first_chunk_s": pa.float64(),
         "time_per_token_s": pa.float64(),
+        "fingerprint": _VECTOR,
         "user_hash": _TEXT,
         "attributes": _TEXT_MAP,
         "record_time": _TIME,
@@ -57,6 +59,15 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "event_id": _TEXT,
         "prompt_text": _TEXT,
         "response_text": _TEXT,
+        "record_time": _TIME,
+    },
+    "answer_samples": {
+        "event_time": _TIME,
+        "event_id": _TEXT,
+        "request_model": _TEXT,
+        "embedding": _TEXT,
+        "prompt": _VECTOR,
+        "answer": _VECTOR,
         "record_time": _TIME,
     },
     "rollup_1m": {
@@ -121,6 +132,8 @@ def to_array(column: object, kind: pa.DataType) -> pa.Array:
     if isinstance(column, MapColumn):
         keys, items = pa.array(column.keys, kind.key_type), pa.array(column.values, kind.item_type)
         return pa.MapArray.from_arrays(pa.array(column.offsets, pa.int32()), keys, items)
+    if isinstance(column, ListColumn):
+        return pa.ListArray.from_arrays(column.offsets, pa.array(column.values, kind.value_type))
     if isinstance(column, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(column)
         # Arrow checks the range of masked values too.

@@ -139,6 +139,11 @@ class Store:
             result = self._client.query(sql, parameters=dict(parameters or {}))
             return [tuple(row) for row in result.result_rows]
 
+    def table(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+        """Run a query of ours and return its columns as Arrow has them."""
+        with _translated():
+            return self._client.query_arrow(sql, parameters=dict(parameters or {}))
+
     def query(
         self, sql: str, parameters: Mapping[str, Any] | None = None, *, read_only: bool = False
     ) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -184,6 +189,7 @@ class Store:
             "requests_ttl_days": self._settings.requests_ttl_days,
             "rollups_ttl_days": self._settings.rollups_ttl_days,
             "texts_ttl_days": self._settings.texts_ttl_days,
+            "samples_ttl_days": self._settings.samples_ttl_days,
         }
         for statement in migration.statements:
             self._run(re.sub(r"\{(\w+_ttl_days)\}", lambda m: str(days[m[1]]), statement))

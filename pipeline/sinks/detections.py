@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
-from pipeline.core.chunk import Columns
+import numpy as np
+import numpy.typing as npt
+
+from detectors.bank_verdicts import STATES, VerdictTable
+from pipeline.core.chunk import CodedColumn, Columns, code_values
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.times import to_datetime
-from schemas.alarm import Alarm, Verdict, encode_alarm
-from schemas.monitor import DIMENSIONS
+from schemas.alarm import Alarm, encode_alarm
+from schemas.monitor import DIMENSIONS, grouping_name
 
 
 class DetectionStore:
@@ -22,9 +28,9 @@ class DetectionStore:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def store_verdicts(self, verdicts: Sequence[Verdict]) -> None:
-        if verdicts:
-            self._store.insert("verdicts", _verdict_rows(verdicts))
+    def store_verdicts(self, tables: Sequence[VerdictTable]) -> None:
+        if tables:
+            self._store.insert("verdicts", _verdict_rows(tables))
 
     def store_alarms(self, alarms: Sequence[Alarm]) -> None:
         self._store.insert_rows(
@@ -76,21 +82,47 @@ class DetectionStore:
         return (int(rows[0][0]), b64decode(rows[0][1])) if rows else None
 
 
-def _verdict_rows(verdicts: Sequence[Verdict]) -> Columns:
+def _verdict_rows(tables: Sequence[VerdictTable]) -> Columns:
+    """The verdicts of all tables: a row wherever one is ready."""
+    ready = [np.nonzero(table.ready) for table in tables]
+    monitor = _number([row for row, _ in ready], [len(t.monitors) for t in tables])
+    signal = _number([column for _, column in ready], [len(t.signals) for t in tables])
+    monitors = [m for table in tables for m in table.monitors]
+    labels = [m.labels() for m in monitors]
+
+    def join(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(table, name)[table.ready] for table in tables])
+
     return {
-        "time": [v.time_ms for v in verdicts],
-        "grouping": [v.grouping for v in verdicts],
-        **{d.value: [v.monitor.get(d.value, "") for v in verdicts] for d in DIMENSIONS},
-        "family": [v.family.value for v in verdicts],
-        "signal": [v.signal.value for v in verdicts],
-        "state": [v.state.value for v in verdicts],
-        "log_evidence": [v.log_evidence for v in verdicts],
-        "log_threshold": [v.log_threshold for v in verdicts],
-        "baseline_count": [v.baseline.count for v in verdicts],
-        "baseline_total": [v.baseline.total for v in verdicts],
-        "baseline_low": [v.baseline_low for v in verdicts],
-        "baseline_high": [v.baseline_high for v in verdicts],
-        "current_count": [v.current.count for v in verdicts],
-        "current_total": [v.current.total for v in verdicts],
-        "change_time": [v.change_time_ms for v in verdicts],
+        "time": np.concatenate([table.time_ms for table in tables])[monitor],
+        "grouping": _repeat([grouping_name(m.grouping) for m in monitors], monitor),
+        **{
+            d.value: _repeat([each.get(d.value, "") for each in labels], monitor)
+            for d in DIMENSIONS
+        },
+        "family": _repeat([f.value for table in tables for f in table.families], signal),
+        "signal": _repeat([s.value for table in tables for s in table.signals], signal),
+        "state": _repeat([state.value for state in STATES], join("state")),
+        "log_evidence": join("log_evidence"),
+        "log_threshold": np.repeat(
+            [table.log_threshold for table in tables], [len(row) for row, _ in ready]
+        ),
+        "baseline_count": join("baseline_count"),
+        "baseline_total": join("baseline_total"),
+        "baseline_low": join("baseline_low"),
+        "baseline_high": join("baseline_high"),
+        "current_count": join("current_count"),
+        "current_total": join("current_total"),
+        "change_time": join("change_time_ms"),
     }
+
+
+def _number(places: Sequence[npt.NDArray[Any]], sizes: Sequence[int]) -> npt.NDArray[Any]:
+    """Places in several lists of these sizes as places in all of them, one after the other."""
+    starts = accumulate(sizes, initial=0)
+    return np.concatenate([place + start for place, start in zip(places, starts, strict=False)])
+
+
+def _repeat(texts: Sequence[str], at: npt.NDArray[Any]) -> CodedColumn:
+    coded = code_values(texts)
+    return CodedColumn(coded.codes[at], coded.values)

@@ -6,10 +6,13 @@ it; storing the same version again changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.incidents.explain import CANDIDATES, MIX_DIMENSIONS, Investigation, Slice
+from pipeline.core.answers import ANSWER_WIDTH
+from pipeline.core.style import STYLE_FEATURES
+from pipeline.incidents.explain import CANDIDATES, MIX_DIMENSIONS, Investigation, Moved, Slice
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.times import to_datetime
 from schemas.alarm import Alarm, Rate
@@ -43,7 +46,17 @@ _PREDICATES = {
         "time_per_token_s IS NOT NULL",
         "time_per_token_s * 1e6 > {slow_above:Float64}",
     ),
+    Signal.FINGERPRINT: (
+        "length(fingerprint) = length({shift:Array(Float64)})",
+        "dotProduct(fingerprint, {shift:Array(Float64)}) > {odd_above:Float64}",
+    ),
 }
+#: A feature has moved when its mean is so many standard errors from what it was …
+MOVED_ERRORS = 4.0
+#: … and of those that have, the first so many are named.
+MOVED_FEATURES = 3
+#: Added to every spread: what never varied moves for certain, but a trifle is no news.
+LEAST_SPREAD = 0.02
 _SLICED = sorted({*CANDIDATES, *((d,) for d in MIX_DIMENSIONS)})
 
 
@@ -61,9 +74,9 @@ class IncidentStore:
             "start": to_datetime(alarm.change_time_ms - BEFORE_MS),
             "change": to_datetime(alarm.change_time_ms),
             "now": to_datetime(now_ms),
-            "slow_above": alarm.slow_above or 0.0,
             "limit": MAX_SLICES,
         }
+        parameters |= self._thresholds(alarm)
         rows = self._store.rows(
             f"""
             SELECT labels,
@@ -84,7 +97,58 @@ class IncidentStore:
             """,  # noqa: S608 — the parts are constants of this file and bound parameters
             parameters,
         )
-        return Investigation(tuple(s for row in rows if (s := _slice(row)) is not None))
+        slices = tuple(s for row in rows if (s := _slice(row)) is not None)
+        return Investigation(slices, self._find_moved(alarm, now_ms))
+
+    def _thresholds(self, alarm: Alarm) -> dict[str, Any]:
+        """What the predicates of the alarm's signal compare with."""
+        if alarm.signal is not Signal.FINGERPRINT:
+            return {"slow_above": alarm.slow_above or 0.0}
+        over, _ = _PREDICATES[alarm.signal]
+        inside, parameters = _inside(alarm.monitor)
+        rows = self._store.rows(
+            f"""
+            SELECT ifNotFinite(quantileExact(0.9)(along), 0) FROM (
+            SELECT dotProduct(fingerprint, {{shift:Array(Float64)}}) AS along FROM requests
+            WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
+              AND event_time < {{change:DateTime64(3, 'UTC')}} AND {over} AND {inside})
+            """,  # noqa: S608 — as above
+            parameters
+            | {
+                "shift": list(alarm.shift),
+                "start": to_datetime(alarm.change_time_ms - BEFORE_MS),
+                "change": to_datetime(alarm.change_time_ms),
+            },
+        )
+        return {"shift": list(alarm.shift), "odd_above": float(rows[0][0])}
+
+    def _find_moved(self, alarm: Alarm, now_ms: int) -> tuple[Moved, ...]:
+        """Which style features of the monitor's answers have moved most, by the kept samples."""
+        if alarm.signal is not Signal.FINGERPRINT:
+            return ()
+        inside, parameters = _inside(alarm.monitor)
+        rows = self._store.rows(
+            f"""
+            SELECT event_time < {{change:DateTime64(3, 'UTC')}} AS past, count(),
+                   avgForEach(answer), varSampForEach(answer)
+            FROM answer_samples
+            WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
+              AND event_time <= {{now:DateTime64(3, 'UTC')}} AND length(answer) = {ANSWER_WIDTH}
+              AND event_id IN (
+                  SELECT event_id FROM requests
+                  WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
+                    AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {inside})
+            GROUP BY past HAVING count() > 1
+            """,  # noqa: S608 — as above
+            parameters
+            | {
+                "start": to_datetime(alarm.change_time_ms - BEFORE_MS),
+                "change": to_datetime(alarm.change_time_ms),
+                "now": to_datetime(now_ms),
+            },
+        )
+        periods = {bool(past): rest for past, *rest in rows}
+        return _compare(periods[True], periods[False]) if len(periods) == 2 else ()
 
     def find_examples(self, alarm: Alarm, cause: Cause, limit: int = 5) -> tuple[str, ...]:
         """Return ids of the latest events inside the cause that counted."""
@@ -93,9 +157,9 @@ class IncidentStore:
         parameters |= {
             "change": to_datetime(alarm.change_time_ms),
             "now": to_datetime(alarm.time_ms),
-            "slow_above": alarm.slow_above or 0.0,
             "limit": limit,
         }
+        parameters |= self._thresholds(alarm)
         rows = self._store.rows(
             f"""
             SELECT event_id FROM requests
@@ -157,6 +221,21 @@ class IncidentStore:
             {"incident_id": incident_id},
         )
         return [decode_notification(row[0]) for row in rows]
+
+
+def _compare(before: Sequence[Any], after: Sequence[Any]) -> tuple[Moved, ...]:
+    """Style features by how sure it is that they moved; each period is (n, means, variances)."""
+    (n, mean, variance), (m, mean_now, variance_now) = before, after
+    moved = []
+    for i, feature in enumerate(STYLE_FEATURES):
+        least = LEAST_SPREAD**2
+        error = math.sqrt((variance[i] + least) / n + (variance_now[i] + least) / m)
+        errors = abs(mean_now[i] - mean[i]) / error
+        if errors >= MOVED_ERRORS:
+            values = (feature.scale.undo(mean[i]), feature.scale.undo(mean_now[i]))
+            moved.append((errors, Moved(feature.phrase, feature.scale.is_share, *values)))
+    moved.sort(key=lambda each: -each[0])
+    return tuple(each for _, each in moved[:MOVED_FEATURES])
 
 
 def _inside(labels: dict[str, str]) -> tuple[str, dict[str, Any]]:

@@ -51,6 +51,7 @@ _SIGNAL_NAMES = {
     Signal.TRUNCATION: "truncated answers",
     Signal.SLOW_FIRST_CHUNK: "slow first chunks",
     Signal.SLOW_OUTPUT: "slow output",
+    Signal.FINGERPRINT: "answers unlike before",
 }
 #: An alarm gives milliseconds, or microseconds per token; a page gives a thousandth of it.
 _SLOW_UNITS = {Signal.SLOW_FIRST_CHUNK: "s", Signal.SLOW_OUTPUT: "ms per token"}

@@ -52,10 +52,12 @@ class RequestStore:
         return {}
 
     def store_rest(self, effects: ChunkEffects) -> None:
-        """Store everything but the requests: texts, rollups, and the dead letters' metadata."""
+        """Store everything but the requests."""
         token = token_of(effects.source)
         if effects.texts:
             self._store.insert("request_texts", effects.texts, token)
+        if effects.samples:
+            self._store.insert("answer_samples", effects.samples, token)
         if effects.rollups:
             self._store.insert("rollup_1m", effects.rollups, token)
         if effects.deadletters:

@@ -18,6 +18,7 @@ from scipy.stats import binom
 
 from detectors.base import Detector
 from detectors.rate import RateDetector, RateDetectorConfig
+from detectors.shift import ShiftDetector, ShiftDetectorConfig
 
 Batch = dict[str, np.ndarray]
 ROWS = 4
@@ -75,11 +76,48 @@ def rate_case(detected_at: dict[int, int], quiet: float, changed: float, *ratios
     )
 
 
+def shift_case(detected_at: dict[int, int], prompt_dimensions: int = 0) -> Case:
+    # Without a tolerance the promise is exact: nothing is kept in reserve.
+    config = ShiftDetectorConfig(4, prompt_dimensions, candidates=8, tolerance=0.0)
+
+    def draw(rng: np.random.Generator, m: int, change: bool) -> Batch:
+        total = rng.integers(1, 12, m)
+        sums = rng.normal(size=(m, config.width)) * np.sqrt(total)[:, None]
+        sums[:, :4] += 0.35 * total[:, None] * change
+        return {
+            "sums": sums,
+            "total": total,
+            "known": np.full(m, 10_000),
+            "weight": np.ones(m),
+            "time": rng.integers(0, 10**12, m),
+        }
+
+    return Case(
+        build=lambda rows: ShiftDetector(config, rows),
+        draw=draw,
+        refused=(
+            ("sums", np.nan),
+            ("sums", np.inf),
+            ("total", 0),
+            ("total", np.inf),
+            ("total", np.nan),
+            ("known", 0),
+            ("known", np.nan),
+            ("weight", -1.0),
+            ("weight", np.inf),
+            ("weight", np.nan),
+        ),
+        detected_at=detected_at,
+    )
+
+
 #: At the worst rates that count as no change: the upper bound for rises, the lower for falls.
 CASES = {
     "rate": rate_case({1: 526, 2: 538, 3: 524}, 0.06, 0.15),
-    "rate, rises only": rate_case({1: 520, 2: 538, 3: 524}, 0.06, 0.15, 2.0, 5.0),
+    "rate, rises only": rate_case({1: 521, 2: 538, 3: 524}, 0.06, 0.15, 2.0, 5.0),
     "rate, falls only": rate_case({1: 574, 2: 580, 3: 569}, 0.04, 0.005, 1 / 3, 1 / 2),
+    "shift": shift_case({1: 512, 2: 514, 3: 511}),
+    "shift, beside its prompts": shift_case({1: 521, 2: 514, 3: 511}, 3),
 }
 
 every_detector = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -1,0 +1,305 @@
+"""The families that count: k of n events had a property, and is that still the rate?
+
+State is arrays over monitors × signals. A stream, one signal of one monitor,
+has index row · s + signal. Every family has the mean of its signals' e-values:
+they depend on each other, so they are never multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from detectors.bank_family import Batch, FamilyGroup, Lead, Readings
+from detectors.bank_packet import PacketView
+from detectors.bank_slow import SlowEdges
+from detectors.base import Arrays, Floats, Ints
+from detectors.rate import Change, RateDetector, RateDetectorConfig
+from detectors.recovery import RecoveryTest
+from detectors.reference import RateReference, ReferenceConfig
+from schemas.alarm import Direction, Rate
+from schemas.signal import COUNTED, FAMILY_OF, MEASURED, Family, Signal
+
+Bools = npt.NDArray[np.bool_]
+
+#: Alternatives of the detectors that ask whether a rate is beyond all that is immaterial.
+BEYOND = RateDetectorConfig((0.5, 2.0, 5.0))
+
+SIGNALS: tuple[Signal, ...] = tuple(s for s in Signal if s in COUNTED or s in MEASURED)
+FAMILIES: tuple[Family, ...] = tuple(f for f in Family if f in {FAMILY_OF[s] for s in SIGNALS})
+_MEMBERS = [[i for i, s in enumerate(SIGNALS) if FAMILY_OF[s] == f] for f in FAMILIES]
+_FAMILY = np.array([FAMILIES.index(FAMILY_OF[s]) for s in SIGNALS])
+_MEASURED = tuple(s for s in SIGNALS if s in MEASURED)
+
+
+@dataclass(frozen=True)
+class Material:
+    """The smallest change worth a page: by a factor, and in absolute terms."""
+
+    ratio: float = 1.5
+    difference: float = 0.01
+
+
+class Tally(NamedTuple):
+    """So many of so many events had each signal's property, shape (m, s) both."""
+
+    counts: Ints
+    totals: Ints
+
+
+class RateFamilies(FamilyGroup[Tally]):
+    """Detectors of all counted signals. Cost per batch: a fixed number of passes over m × s."""
+
+    families = FAMILIES
+
+    def __init__(
+        self,
+        reference: ReferenceConfig,
+        detector: RateDetectorConfig,
+        materiality: Mapping[Family, Material],
+        recovery_ratio: float,
+    ) -> None:
+        #: Ratio and difference, shape (s,) each.
+        self._ratio: Floats = np.array([materiality[FAMILY_OF[s]].ratio for s in SIGNALS])
+        self._difference: Floats = np.array([materiality[FAMILY_OF[s]].difference for s in SIGNALS])
+        self._recovery_ratio = recovery_ratio
+        self._detector = RateDetector(detector, 0)
+        # Beside it the same question with another null: not "is this the baseline?"
+        # but "is this a change too small to matter?". A small change that has
+        # lasted for weeks would otherwise hide a large one behind its average.
+        self._beyond = RateDetector(BEYOND, 0)
+        self._reference = RateReference(reference, 0)
+        self._slow = SlowEdges(reference.learn, 0, len(_MEASURED))
+        # What the detectors say, kept so that it is worked out once for each update.
+        self._log_e: Floats = np.zeros(0)
+        self._log_e_beyond: Floats = np.zeros(0)
+
+    def resize(self, rows: int) -> None:
+        streams = rows * len(SIGNALS)
+        self._detector.resize(streams)
+        self._beyond.resize(streams)
+        self._reference.resize(streams)
+        self._slow.resize(rows)
+        new = np.arange(len(self._log_e), streams)
+        self._log_e = np.concatenate([self._log_e, self._detector.log_evidence(new)])
+        self._log_e_beyond = np.concatenate([self._log_e_beyond, self._beyond.log_evidence(new)])
+
+    # Counting and judging
+
+    def judge(self, batch: Batch) -> Tally:
+        tally = self._tally(batch.rows, batch.view)
+        # In the order in which the streams lie: detectors are fastest along a run of rows.
+        order = np.argsort(batch.rows)
+        streams = _streams(batch.rows[order])
+        counts, totals = tally.counts[order].ravel(), tally.totals[order].ravel()
+        use = np.flatnonzero((totals > 0) & self._reference.ready(streams))
+        monitor, signal = np.divmod(use, len(SIGNALS))
+        rest = (batch.weight[order[monitor]], batch.first_time_ms[order[monitor]])
+        self._update(streams[use], signal, counts[use], totals[use], *rest)
+        return tally
+
+    def _tally(self, rows: Ints, view: PacketView) -> Tally:
+        count = np.zeros((len(rows), len(SIGNALS)), np.int64)
+        total = np.zeros_like(count)
+        for at, signal in enumerate(SIGNALS):
+            if signal in COUNTED:
+                # Of what the packet was made without, nothing was counted; not: it never happened.
+                if view.columns.keys() >= set(COUNTED[signal]):
+                    count[:, at], total[:, at] = (view.columns[name] for name in COUNTED[signal])
+            elif (histogram := view.histograms.get(MEASURED[signal])) is not None:
+                slow = self._slow.count(rows, _MEASURED.index(signal), histogram)
+                count[:, at], total[:, at] = slow
+        return Tally(count, total)
+
+    def _update(
+        self, streams: Ints, signal: Ints, count: Ints, total: Ints, weight: Floats, time: Ints
+    ) -> None:
+        low, high = self._reference.bounds(streams)
+        self._log_e[streams] = self._detector.update(streams, count, total, low, high, weight, time)
+        least, most = self._immaterial(streams, signal, low, high)
+        self._log_e_beyond[streams] = self._beyond.update(
+            streams, count, total, least, most, weight, time
+        )
+
+    def _immaterial(
+        self, streams: Ints, signal: Ints, low: Floats, high: Floats
+    ) -> tuple[Floats, Floats]:
+        """The span of rates that are no change, or one too small to matter."""
+        count, total = self._reference.counts(streams)
+        rate = (count + 0.5) / (total + 1)
+        ratio, difference = self._ratio[signal], self._difference[signal]
+        least = np.minimum(low, np.minimum(rate / ratio, rate - difference))
+        most = np.maximum(high, np.maximum(rate * ratio, rate + difference))
+        return np.maximum(least, 0.0), np.minimum(most, 1.0)
+
+    def log_evidence(self, rows: Ints) -> Floats:
+        each = self._log_e.reshape(-1, len(SIGNALS))[rows]
+        return np.stack([_mean(each[:, members]) for members in _MEMBERS], axis=1)
+
+    # What matters
+
+    def find_leads(self, rows: Ints, family: int, log_threshold: float) -> list[tuple[int, Lead]]:
+        signal, change = self._lead(rows, family, self._detector, self._log_e)
+        material = self._is_material(rows, signal, change)
+        found = [
+            (at, self._make_lead(int(rows[at]), int(signal[at]), _pick(change, at)))
+            for at in np.flatnonzero(material).tolist()
+        ]
+        rest = np.flatnonzero(~material)
+        beyond = self._log_e_beyond.reshape(-1, len(SIGNALS))[rows[rest]][:, _MEMBERS[family]]
+        rest = rest[_mean(beyond) >= log_threshold]
+        signal, change = self._lead(rows[rest], family, self._beyond, self._log_e_beyond)
+        found += [
+            (at, self._make_lead(int(rows[at]), int(signal[i]), _pick(change, i)))
+            for i, at in enumerate(rest.tolist())
+        ]
+        return sorted(found, key=lambda each: each[0])
+
+    def _lead(
+        self, rows: Ints, family: int, detector: RateDetector, log_e: Floats
+    ) -> tuple[Ints, Change]:
+        """The signal of the family with the most evidence, and its change, row by row."""
+        members = np.array(_MEMBERS[family])
+        signal = members[np.argmax(log_e.reshape(-1, len(SIGNALS))[rows][:, members], axis=1)]
+        return signal, detector.change(rows * len(SIGNALS) + signal)
+
+    def _is_material(self, rows: Ints, signal: Ints, change: Change) -> Bools:
+        count, total = self._reference.counts(rows * len(SIGNALS) + signal)
+        # Half an event more on both sides: a baseline of 0 in 300 is not a rate of nought.
+        before = (count + 0.5) / (total + 1)
+        now = (change.count + 0.5) / (change.total + 1)
+        more, less = np.where(change.rise, (now, before), (before, now))
+        material: Bools = (more / less >= self._ratio[signal]) & (
+            more - less >= self._difference[signal]
+        )
+        return material
+
+    def _make_lead(self, row: int, signal: int, change: Change) -> Lead:
+        count, total = self._reference.counts(_stream(row, signal))
+        return Lead(
+            signal=SIGNALS[signal],
+            direction=Direction.RISE if change.rise[0] else Direction.FALL,
+            baseline=Rate(int(count[0]), int(total[0])),
+            current=Rate(int(change.count[0]), int(change.total[0])),
+            change_time_ms=int(change.start[0]),
+            slow_above=self._slow_above(row, SIGNALS[signal]),
+        )
+
+    def _slow_above(self, row: int, signal: Signal) -> float | None:
+        if signal not in MEASURED:
+            return None
+        bucket = self._slow.edge(row, _MEASURED.index(signal))
+        return None if bucket is None else float(2.0 ** ((bucket + 1) / 32))
+
+    # Coming back
+
+    def start_recovery(self, row: int, lead: Lead) -> RecoveryTest:
+        low, high = self._reference.bounds(_stream(row, SIGNALS.index(lead.signal)))
+        rise = lead.direction is Direction.RISE
+        bound = float(high[0] if rise else low[0])
+        return RecoveryTest.between(bound, lead.current.value, self._recovery_ratio, rise)
+
+    def has_recovered(self, test: RecoveryTest, signal: Signal, tally: Tally, at: int) -> bool:
+        column = SIGNALS.index(signal)
+        return test.update(int(tally.counts[at, column]), int(tally.totals[at, column]))
+
+    def clear(self, row: int, family: int) -> None:
+        self._forget(row * len(SIGNALS) + np.array(_MEMBERS[family]))
+
+    def _forget(self, streams: Ints) -> None:
+        self._detector.reset(streams)
+        self._beyond.reset(streams)
+        self._log_e[streams] = self._detector.log_evidence(streams)
+        self._log_e_beyond[streams] = self._beyond.log_evidence(streams)
+
+    def reset(self, rows: Ints) -> None:
+        streams = _streams(rows)
+        self._forget(streams)
+        self._reference.reset(streams)
+        self._slow.reset(rows)
+
+    # Learning and reporting
+
+    def learning(self, rows: Ints, family: int) -> Bools:
+        streams = rows[:, None] * len(SIGNALS) + np.array(_MEMBERS[family])
+        learns: Bools = np.logical_or.reduce(self._grows(streams), axis=1)
+        return learns
+
+    def _grows(self, streams: Ints) -> Bools:
+        return self._reference.counts(streams)[1] < self._reference.config.full
+
+    def learn(self, batch: Batch, tally: Tally, quiet: Bools) -> None:
+        streams = _streams(batch.rows)
+        has = np.flatnonzero((tally.totals.ravel() > 0) & self._grows(streams))
+        if len(has):
+            self._reference.learn(
+                streams[has],
+                tally.counts.ravel()[has],
+                tally.totals.ravel()[has],
+                quiet[:, _FAMILY].ravel()[has],
+            )
+
+    def read(self, rows: Ints) -> Readings:
+        streams, shape = _streams(rows), (len(rows), len(SIGNALS))
+        change = self._detector.change(streams)
+        count, total = self._reference.counts(streams)
+        low, high = self._reference.bounds(streams)
+        return Readings(
+            families=tuple(FAMILY_OF[s] for s in SIGNALS),
+            signals=SIGNALS,
+            ready=self._reference.ready(streams).reshape(shape),
+            baseline_count=count.reshape(shape),
+            baseline_total=total.reshape(shape),
+            baseline_low=low.reshape(shape),
+            baseline_high=high.reshape(shape),
+            current_count=change.count.reshape(shape),
+            current_total=change.total.reshape(shape),
+            change_time_ms=change.start.reshape(shape),
+        )
+
+    # Snapshots
+
+    def snapshot(self) -> dict[str, Arrays]:
+        return {
+            "detector": self._detector.snapshot(),
+            "beyond": self._beyond.snapshot(),
+            "reference": self._reference.snapshot(),
+            "slow": self._slow.snapshot(),
+        }
+
+    def restore(self, parts: Mapping[str, Mapping[str, npt.NDArray[np.generic]]]) -> None:
+        self._detector.restore(parts["detector"])
+        self._beyond.restore(parts["beyond"])
+        self._reference.restore(parts["reference"])
+        self._slow.restore(parts["slow"])
+        streams = np.arange(self._detector.rows)
+        self._log_e = self._detector.log_evidence(streams)
+        self._log_e_beyond = self._beyond.log_evidence(streams)
+
+
+def _streams(rows: Ints) -> Ints:
+    """The streams of these rows, side by side, shape (m · s,)."""
+    streams: Ints = (rows[:, None] * len(SIGNALS) + np.arange(len(SIGNALS))).ravel()
+    return streams
+
+
+def _stream(row: int, signal: int) -> Ints:
+    return np.array([row * len(SIGNALS) + signal])
+
+
+def _mean(log_e: Floats) -> Floats:
+    """Logarithm of the mean e-value of each row, shape (m, members)."""
+    if log_e.shape[1] == 1:
+        return log_e[:, 0]
+    with np.errstate(invalid="ignore"):
+        mean: Floats = np.logaddexp.reduce(log_e, axis=1) - np.log(log_e.shape[1])
+    return mean
+
+
+def _pick(change: Change, at: int) -> Change:
+    one = slice(at, at + 1)
+    return Change(change.rise[one], change.start[one], change.total[one], change.count[one])
