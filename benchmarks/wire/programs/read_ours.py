@@ -7,7 +7,7 @@ from typing import Any
 import faust
 
 from benchmarks.wire.task import Meter, read_task
-from pipeline.app import build_faust
+from pipeline.app import build_faust, calm_garbage_collector
 from pipeline.config import KafkaSettings
 from pipeline.transport import to_batch
 from schemas.codec import decode_event
@@ -32,6 +32,7 @@ def main() -> None:
             if meter.add(len(decoded)):
                 meter.finish()
 
+    calm_garbage_collector()
     faust.Worker(app, loglevel="WARNING", redirect_stdouts=False).execute_from_commandline()
 
 

@@ -75,7 +75,7 @@ _QUOTES = ('"', "```", ">", "「", "『")
 def own_words(opening: str) -> str:
     """What the answer says itself: without quotations, code and markup."""
     if any(quote in opening for quote in _QUOTES):
-        opening = _OTHER_VOICES.sub(" ", _SCARE_QUOTES.sub(r"\1", opening))
+        opening = _OTHER_VOICES.sub(" ", _SCARE_QUOTES.sub(lambda quoted: quoted[1], opening))
     return opening.replace("*", "").replace("_", "").replace("#", "")
 
 
