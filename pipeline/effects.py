@@ -8,9 +8,9 @@ signals and dead-letter topics drop repeats by position.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.core.chunk import Chunk, ChunkCounts, ChunkEffects, DeadLetter
 from pipeline.core.dedup import SeenIds
@@ -66,57 +66,66 @@ class EffectRunner:
         self.count = count
         self.reading = reading
 
-    def open_partition(self, _topic: str, _partition: int) -> Callable[[Chunk], Awaitable[None]]:
-        """Return what performs a partition's chunks while it stays assigned."""
-        return PartitionEffects(self).perform
+    def open_partition(self, _topic: str, _partition: int) -> PartitionEffects:
+        """Return what sees to a partition's chunks while it stays assigned."""
+        return PartitionEffects(self)
+
+
+class Prepared(NamedTuple):
+    """A chunk that is ready to be stored."""
+
+    admission: Admission
+    effects: ChunkEffects
 
 
 class PartitionEffects:
-    """Performs the chunks of one partition, one after the other.
+    """Sees to the chunks of one partition: prepared in their order, and stored in their order.
 
-    Memory: the ids of the partition's window, and one chunk.
+    Memory: the ids of the partition's window.
     """
 
     def __init__(self, runner: EffectRunner) -> None:
         self._runner = runner
         self._seen: SeenIds | None = None
-        #: The chunk in hand. Admission moves the window on, so a retry must not do it again.
-        self._admission: Admission | None = None
 
-    async def perform(self, chunk: Chunk) -> None:
-        """Store the chunk, then publish its signals and dead letters.
+    async def prepare(self, chunk: Chunk) -> Prepared:
+        """Admit a chunk and work out its effects. Moves the window of seen ids on.
 
         Raises:
-            RetryableError: something is away; call again with the same chunk.
+            RetryableError: the window cannot be read back; nothing has moved.
         """
         runner, loop = self._runner, asyncio.get_running_loop()
         if self._seen is None:
             self._seen = await loop.run_in_executor(runner.storing, self._load, chunk.source)
-        effects = await loop.run_in_executor(runner.preparing, self._prepare, chunk, self._seen)
+        return await loop.run_in_executor(runner.preparing, self._prepare, chunk, self._seen)
+
+    async def store(self, prepared: Prepared) -> None:
+        """Store the chunk, then publish its signals and dead letters.
+
+        Raises:
+            RetryableError: something is away; call again with the same.
+        """
+        runner, loop = self._runner, asyncio.get_running_loop()
+        admission, effects = prepared
         refused = await loop.run_in_executor(
             runner.storing, runner.requests.find_unstorable, effects
         )
         if refused:
-            effects = await loop.run_in_executor(runner.preparing, self._leave_out, refused)
+            admission = admission.without(refused)
+            effects = await loop.run_in_executor(runner.preparing, self._derive, admission)
         await loop.run_in_executor(runner.storing, runner.requests.store_rest, effects)
         for partition, packets in effects.packets.items():
             await runner.publisher.publish_signals(partition, packets)
-        await runner.publisher.publish_deadletters(chunk.source, effects.deadletters)
-        self._admission = None
-        runner.count(chunk.source, effects.counts)
+        await runner.publisher.publish_deadletters(effects.source, effects.deadletters)
+        runner.count(effects.source, effects.counts)
 
     def _load(self, source: Source) -> SeenIds:
         window = self._runner.dedup_window
         return SeenIds(window, self._runner.requests.read_recent_ids(source, window))
 
-    def _prepare(self, chunk: Chunk, seen: SeenIds) -> ChunkEffects:
-        if self._admission is None:
-            self._admission = admit(chunk, self._runner.config.limits, seen)
-        return self._derive(self._admission)
-
-    def _leave_out(self, refused: Mapping[int, str]) -> ChunkEffects:
-        assert self._admission is not None  # noqa: S101 — `_prepare` came before
-        return self._derive(self._admission.without(refused))
+    def _prepare(self, chunk: Chunk, seen: SeenIds) -> Prepared:
+        admission = admit(chunk, self._runner.config.limits, seen)
+        return Prepared(admission, self._derive(admission))
 
     def _derive(self, admission: Admission) -> ChunkEffects:
         runner = self._runner

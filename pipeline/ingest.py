@@ -23,7 +23,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pipeline.core.chunk import Chunk, Record
 from pipeline.errors import Fenced, RetryableError
@@ -146,7 +146,27 @@ class Backlog:
         return len(self) >= limits.events or self.bytes >= limits.bytes
 
 
-Perform = Callable[[Chunk], Awaitable[None]]
+class PartitionWork(Protocol):
+    """What brings about everything that the chunks of one partition must, in their order."""
+
+    async def prepare(self, chunk: Chunk) -> Any:
+        """Work out the chunk's effects. Called once for each chunk, unless it raised.
+
+        Raises RetryableError as long as a retry may help.
+        """
+
+    async def store(self, prepared: Any) -> None:
+        """Bring them about; may be called again with the same.
+
+        Raises RetryableError as long as a retry may help.
+        """
+
+
+class _Ahead(NamedTuple):
+    """A chunk that is prepared while the one before it is stored. It is not declared yet."""
+
+    chunk: Chunk
+    preparing: asyncio.Task[Any]
 
 
 @dataclass
@@ -156,11 +176,12 @@ class _Partition:
     topic: str
     partition: int
     generation: int
-    perform: Perform
+    work: PartitionWork
     backlog: Backlog = field(default_factory=Backlog)
     oldest_s: float = 0.0
     pending: PendingRange | None = None
     loaded: bool = False
+    ahead: _Ahead | None = None
     #: A lane is working on it.
     busy: bool = False
     #: The offset up to which everything is done, not yet committed; None when it is.
@@ -174,10 +195,10 @@ class _Partition:
 class Ingestor:
     """Cuts batches into chunks and sees them through, those of one partition one at a time.
 
-    `open_partition` returns what brings about everything that a chunk of this
-    partition must, for as long as it stays assigned; it raises RetryableError
-    as long as a retry may help. Memory: `limits.held_bytes`, one fetch, and a
-    chunk for each lane.
+    While a chunk is stored, the next one of its partition is prepared: that has no
+    effect outside, so it may come before its declaration. `open_partition` returns
+    what does both, for as long as the partition stays assigned. Memory:
+    `limits.held_bytes`, one fetch, and two chunks for each lane.
     """
 
     def __init__(
@@ -185,7 +206,7 @@ class Ingestor:
         limits: IngestLimits,
         offsets: Offsets,
         epochs: Callable[[str], str],
-        open_partition: Callable[[str, int], Perform],
+        open_partition: Callable[[str, int], PartitionWork],
         backoff: Backoff,
         clock: Callable[[], float],
     ) -> None:
@@ -227,8 +248,8 @@ class Ingestor:
         key = (batch.topic, batch.partition)
         partition = self._partitions.get(key)
         if partition is None or partition.generation != batch.generation:
-            perform = self._open_partition(*key)
-            partition = _Partition(batch.topic, batch.partition, batch.generation, perform)
+            work = self._open_partition(*key)
+            partition = _Partition(batch.topic, batch.partition, batch.generation, work)
             self._partitions[key] = partition
         return partition
 
@@ -279,8 +300,9 @@ class Ingestor:
             raise Fenced(f"{partition.topic}/{partition.partition} was assigned anew")
         if not partition.loaded:
             await self._load(partition)
-        if (chunk := self._cut(partition)) is not None:
-            await self._see_through(partition, chunk)
+        if (ahead := partition.ahead or self._begin(partition)) is not None:
+            partition.ahead = None
+            await self._see_through(partition, ahead)
             return True
         if partition.done is not None and not partition.backlog:
             await self._commit(partition, partition.done, "")
@@ -293,6 +315,13 @@ class Ingestor:
         )
         partition.pending = parse_pending(committed.metadata)
         partition.loaded = True
+
+    def _begin(self, partition: _Partition) -> _Ahead | None:
+        """Cut the next chunk, if there is one, and begin to prepare it."""
+        chunk = self._cut(partition)
+        if chunk is None:
+            return None
+        return _Ahead(chunk, asyncio.create_task(partition.work.prepare(chunk)))
 
     def _cut(self, partition: _Partition) -> Chunk | None:
         if partition.pending is not None:
@@ -321,11 +350,26 @@ class Ingestor:
         epoch = self._epochs(partition.topic)
         return Chunk(Source(partition.topic, epoch, partition.partition, first, last), records)
 
-    async def _see_through(self, partition: _Partition, chunk: Chunk) -> None:
-        first, last = chunk.source.first_offset, chunk.source.last_offset
-        await self._commit(partition, first, f"{first}-{last}")
-        await self._persist(partition, lambda: partition.perform(chunk))
+    async def _see_through(self, partition: _Partition, now: _Ahead) -> None:
+        first, last = now.chunk.source.first_offset, now.chunk.source.last_offset
+        try:
+            await self._commit(partition, first, f"{first}-{last}")
+            prepared = await self._finish_preparing(partition, now)
+            partition.ahead = self._begin(partition)
+            await self._persist(partition, lambda: partition.work.store(prepared))
+        finally:
+            now.preparing.cancel()
         partition.done = last + 1
+
+    async def _finish_preparing(self, partition: _Partition, now: _Ahead) -> Any:
+        async def prepare() -> Any:
+            try:
+                return await now.preparing
+            except RetryableError:
+                # A task fails once and for all; another may not.
+                return await partition.work.prepare(now.chunk)
+
+        return await self._persist(partition, prepare)
 
     async def _commit(self, partition: _Partition, offset: int, metadata: str) -> None:
         await self._persist(
@@ -348,6 +392,8 @@ class Ingestor:
                 attempt += 1
 
     def _drop(self, partition: _Partition) -> None:
+        if partition.ahead is not None:
+            partition.ahead.preparing.cancel()
         # While it was worked on, the partition may have come back to us in a new generation.
         if self._partitions.get(partition.key) is partition:
             del self._partitions[partition.key]

@@ -94,7 +94,7 @@ class World:
             ),
             self,
             lambda topic: "epoch",
-            lambda topic, partition: self.perform,
+            lambda topic, partition: Work(self),
             Backoff(sleep, self.rng),
             lambda: self.now_s,
         )
@@ -102,6 +102,24 @@ class World:
     @property
     def done(self) -> bool:
         return self.committed == Committed(self.records, "")
+
+
+class Work:
+    """What the ingestor does with the chunks of a partition, in this world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.prepared: list[Chunk] = []
+
+    async def prepare(self, chunk: Chunk) -> Chunk:
+        self.world.maybe(SinkUnavailable)
+        before = self.prepared[-1].source.last_offset if self.prepared else -1
+        assert chunk.source.first_offset > before, "prepared twice, or out of order"
+        self.prepared.append(chunk)
+        return chunk
+
+    async def store(self, prepared: Chunk) -> None:
+        await self.world.perform(prepared)
 
 
 def records(first: int, count: int, written_ms: int = 0) -> list[Record]:
@@ -273,6 +291,28 @@ async def test_two_partitions_are_in_hand_at_once_and_no_partition_twice() -> No
         for _ in range(2):
             await asyncio.gather(worker.step(), worker.step(), worker.step())
     assert most == 2
+
+
+async def test_the_next_chunk_is_prepared_while_one_is_stored_and_declared_after_it() -> None:
+    world = World(records=20, rng=random.Random(0), faults=False)
+    works: list[Work] = []
+    declared_meanwhile: list[str] = []
+
+    async def perform(chunk: Chunk) -> None:
+        # One turn of the loop is what a task needs to begin.
+        await asyncio.sleep(0)
+        declared_meanwhile.append(world.committed.metadata)
+        assert works[0].prepared[-1].source.first_offset == 7
+        await World.perform(world, chunk)
+
+    world.perform = perform  # type: ignore[method-assign]
+    worker = world.worker()
+    worker._open_partition = lambda *_: works.append(Work(world)) or works[-1]
+    await worker.offer(Batch(TOPIC, 0, 1, records(0, 14)))
+    assert await worker.step()
+    assert declared_meanwhile == ["0-6"]
+    assert await worker.step()
+    assert list(world.stored) == ["0:0-6", "0:7-13"]
 
 
 async def refuse(*_: object) -> None:
