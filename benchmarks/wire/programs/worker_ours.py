@@ -28,7 +28,7 @@ import faust
 import numpy as np
 
 from benchmarks.wire.task import Meter, Task, answer, read_task
-from pipeline.app import TopicPublisher, build_app, build_faust
+from pipeline.app import TopicPublisher, build_app, build_faust, calm_garbage_collector
 from pipeline.config import Config, load_config
 from pipeline.core.chunk import ChunkCounts
 from pipeline.sinks.clickhouse import Store
@@ -205,9 +205,12 @@ def main() -> None:
     app = build_faust(config.kafka)
     observer = Paced(task) if task.options.get("mode") == "paced" else Drain(task)
     state = MeasuredState(config, app, CountingPublisher(app, config.kafka), observer)
-    faust.Worker(
+    worker = faust.Worker(
         build_app(app, state), loglevel="WARNING", redirect_stdouts=False, stdout=sys.stderr
-    ).execute_from_commandline()
+    )
+    # As `run_worker` does.
+    calm_garbage_collector()
+    worker.execute_from_commandline()
 
 
 if __name__ == "__main__":
