@@ -36,6 +36,7 @@ def build_step_config(config: Config, signals_partitions: int) -> StepConfig:
         ),
         signals_partitions=signals_partitions,
         store_texts=ingest.store_texts,
+        judge_texts=ingest.judge_texts,
         user_key=key.get_secret_value().encode() if key else None,
     )
 

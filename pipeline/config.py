@@ -106,6 +106,9 @@ class IngestSettings(Section):
     groupings: tuple[Grouping, ...] = DEFAULT_GROUPINGS
     monitors_per_grouping: Annotated[int, Field(ge=1, le=1_000_000)] = 5_000
     store_texts: bool = False
+    #: Whether answers are read for refusals. Without it only `gateway.refusal` and the finish
+    #: reasons tell: for gateways that send the one, it is the dearest step spared.
+    judge_texts: bool = True
 
     @field_validator("groupings", mode="before")
     @classmethod

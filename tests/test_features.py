@@ -52,6 +52,18 @@ def test_every_column_agrees_with_the_plain_reading(seed: int) -> None:
         assert features.dimensions[dimension].decode() == expected
 
 
+def test_texts_are_no_witness_where_the_gateway_says_so_itself() -> None:
+    words = "I'm sorry, but I can't help with that request."
+    said = make_event("a", refusal=True, response_text="Of course.")
+    withheld = make_event("b", finish_reasons=["content_filter"])
+    silent = make_event("c", response_text=words, finish_reasons=["stop"])
+    received = receive([said, withheld, silent])
+    heard = extract_features(received, Pricer(PRICES), judge_texts=False)
+    assert heard.refusals.tolist() == [True, True, False]
+    assert heard.refusal_sources.decode() == ["provider", "finish_reason", "unknown"]
+    assert extract_features(received, Pricer(PRICES)).refusals.tolist() == [True, True, True]
+
+
 def buckets(values: np.ndarray) -> list[int | None]:
     return [None if math.isnan(v) else find_bucket(v) for v in values.tolist()]
 

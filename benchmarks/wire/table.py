@@ -75,10 +75,11 @@ QUICK = Size(
 )
 
 READ, AGGREGATE, ENCODE, WHOLE = "read", "aggregate", "encode", "whole"
-#: Without texts embedded, and with the rivals' three groupings.
+#: With the rivals' three groupings, and like theirs without reading texts: neither embedded nor
+#: judged for refusal.
 AGGREGATE_CONFIG = {
     "encoder": {"kind": "none"},
-    "ingest": {"groupings": ["request_model", "route", "tenant"]},
+    "ingest": {"groupings": ["request_model", "route", "tenant"], "judge_texts": False},
 }
 
 PROGRAMS = (

@@ -68,8 +68,13 @@ TOKEN_FIELDS = (
 )
 
 
-def extract_features(received: Sequence[Received], pricer: Pricer) -> Features:
-    """Turn accepted events into columns, priced and judged for refusal."""
+def extract_features(
+    received: Sequence[Received], pricer: Pricer, judge_texts: bool = True
+) -> Features:
+    """Turn accepted events into columns, priced and judged for refusal.
+
+    Without `judge_texts` only the provider's signal and the finish reasons are heard.
+    """
     events = [r.event for r in received]
     time_ms = np.fromiter((r.time_ms for r in received), np.int64, len(events))
     dimensions = {d: _read_strings(events, d.value) for d in DIMENSIONS}
@@ -84,7 +89,7 @@ def extract_features(received: Sequence[Received], pricer: Pricer) -> Features:
     refusals, sources = decide_refusals(
         [e.refusal for e in events],
         [e.finish_reasons for e in events],
-        [e.response_text for e in events],
+        [e.response_text if judge_texts else None for e in events],
     )
     return Features(
         received=received,

@@ -54,6 +54,8 @@ class StepConfig(Struct, frozen=True):
     #: Without a broker: pack signals for every so many events instead of once for a chunk.
     signals_step: int | None = None
     store_texts: bool = False
+    #: Whether the words of an answer are heard as a witness of refusal.
+    judge_texts: bool = True
     user_key: bytes | None = None
 
 
@@ -139,7 +141,7 @@ def derive_effects(
     )
     if not admission.received:
         return ChunkEffects(source, counts, {}, None, None, {}, letters, {})
-    features = extract_features(admission.received, pricer)
+    features = extract_features(admission.received, pricer, config.judge_texts)
     splits = split_events(features.dimensions, config.groupings, registry)
     answers = read_answers(features, reading.embedding) if reading else None
     fingerprints = _take_fingerprints(features, answers, reading)
