@@ -22,6 +22,7 @@ from pipeline.errors import SinkUnavailable
 from pipeline.topics import bootstrap_addresses, check_transport, tls_context
 from pipeline.worker import WorkerState
 from schemas.alarm import Alarm, encode_alarm
+from schemas.command import Command, encode_command
 from schemas.signal import SignalPacket, Source, encode_packet
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,10 @@ class TopicPublisher:
 
     async def publish_alarms(self, alarms: Sequence[Alarm]) -> None:
         await self._send_all(self.kafka.alarms_topic, [(encode_alarm(a), 0, {}) for a in alarms])
+
+    async def publish_commands(self, commands: Sequence[Command]) -> None:
+        topic = self.kafka.alarms_topic
+        await self._send_all(topic, [(encode_command(c), 0, {}) for c in commands])
 
     async def _send_all(
         self, topic: str, messages: Sequence[tuple[bytes, int | None, dict[str, bytes]]]

@@ -30,6 +30,7 @@ from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.requests import RequestStore
 from schemas.alarm import Alarm
+from schemas.command import Command
 from schemas.incident import Incident
 from schemas.signal import Source
 
@@ -92,6 +93,10 @@ class LocalPipeline:
     def finish(self, now_ms: int) -> list[Alarm | Incident]:
         """Resolve what has been clear; call it once, at the end of the input."""
         return [e.incident for e in self._note(self._book.tick(self._watermark_ms + END_MS))]
+
+    def carry_out(self, command: Command) -> list[Incident]:
+        """Do what a person wants done with an incident; returns it if it has changed."""
+        return [e.incident for e in self._note(self._book.carry_out(command))]
 
     def query(self, sql: str) -> list[dict[str, object]]:
         """Run a query over what has been stored so far."""

@@ -1,8 +1,8 @@
-"""Alarms become incidents, and incidents are told.
+"""Alarms become incidents, people command them, and both are told.
 
-Delivery guarantee: at least once per alarm, and idempotent: an alarm that comes
+Delivery guarantee: at least once per alarm and command, and idempotent: one that comes
 again changes nothing. What is to be told is stored before the incident, and the
-incident before the alarm is acknowledged; a destination that fails is the
+incident before the alarm or command is acknowledged; a destination that fails is the
 notifier's business and holds up nothing here.
 """
 
@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from pipeline.incidents.book import BookConfig, Entry, IncidentBook
 from pipeline.sinks.incidents import IncidentStore
 from schemas.alarm import Alarm
+from schemas.command import Command
 from schemas.incident import Action, Incident
 
 T = TypeVar("T")
@@ -74,17 +75,17 @@ class Responder:
         if notifier is not None:
             await notifier.close()
 
-    async def respond(self, alarms: Sequence[Alarm]) -> list[Incident]:
-        """Take in alarms; returns the incidents as they changed.
+    async def respond(self, news: Sequence[Alarm | Command]) -> list[Incident]:
+        """Take in alarms and commands in order; returns the incidents as they changed.
 
         Raises:
-            RetryableError: ClickHouse is away; call again with the same alarms.
+            RetryableError: ClickHouse is away; call again with the same.
         """
         changed: list[Incident] = []
         async with self._lock:
             await self._take_over()
-            for alarm in alarms:
-                changed += await self._note(partial(self._handle, alarm))
+            for each in news:
+                changed += await self._note(partial(self._handle, each))
         return changed
 
     async def tick(self, now_ms: int) -> list[Incident]:
@@ -94,8 +95,10 @@ class Responder:
                 return []
             return await self._note(lambda book: book.tick(now_ms))
 
-    def _handle(self, alarm: Alarm, book: IncidentBook) -> list[Entry]:
-        return book.handle(alarm, self._incidents.investigate, self._incidents.find_examples)
+    def _handle(self, news: Alarm | Command, book: IncidentBook) -> list[Entry]:
+        if isinstance(news, Command):
+            return book.carry_out(news)
+        return book.handle(news, self._incidents.investigate, self._incidents.find_examples)
 
     async def _note(self, change: Callable[[IncidentBook], list[Entry]]) -> list[Incident]:
         assert self._book is not None  # noqa: S101 — take_over has been called

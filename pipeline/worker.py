@@ -40,7 +40,8 @@ from pipeline.sinks.requests import RequestStore
 from pipeline.topics import examine_topics, topic_epochs
 from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
 from pipeline.watchdog import Watchdog
-from schemas.alarm import Alarm, decode_alarm
+from schemas.alarm import Alarm
+from schemas.command import Command, decode_alarm_or_command
 from schemas.signal import Source
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,11 @@ STALL_S = 180.0
 
 
 class PublishingAlarms(Publisher, Protocol):
-    """A publisher of everything that a worker publishes."""
+    """A publisher of everything that a worker publishes; a command goes among the alarms."""
 
     async def publish_alarms(self, alarms: Sequence[Alarm]) -> None: ...
+
+    async def publish_commands(self, commands: Sequence[Command]) -> None: ...
 
 
 class WorkerState:
@@ -173,7 +176,7 @@ class WorkerState:
         await self._persist(batch, self._detect)
 
     async def respond(self, message: Any) -> None:
-        """Take in a chunk of alarms."""
+        """Take in a chunk of alarms and commands."""
         await self._persist(to_batch(message), self._respond)
 
     async def work(self) -> None:
@@ -238,7 +241,7 @@ class WorkerState:
             await self._commit(batch, position)
 
     async def _respond(self, batch: Batch) -> None:
-        for incident in await self.responder.respond(_read_alarms(batch)):
+        for incident in await self.responder.respond(_read_news(batch)):
             logger.info("incident %s v%d", incident.incident_id, incident.version)
         await self._commit(batch, batch.records[-1].offset + 1)
 
@@ -265,12 +268,12 @@ class WorkerState:
         self.store.close()
 
 
-def _read_alarms(batch: Batch) -> list[Alarm]:
-    alarms = []
+def _read_news(batch: Batch) -> list[Alarm | Command]:
+    news = []
     for record in batch.records:
         try:
-            alarms.append(decode_alarm(record.value or b""))
+            news.append(decode_alarm_or_command(record.value or b""))
         except msgspec.MsgspecError as error:
             # Only another program can have written it; there is nothing to keep.
             logger.warning("the alarm at offset %d is none of ours: %s", record.offset, error)
-    return alarms
+    return news

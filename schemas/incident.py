@@ -16,6 +16,40 @@ class Status(StrEnum):
     RESOLVED = "resolved"
 
 
+class Stage(StrEnum):
+    """How far an incident has come; each has its time."""
+
+    DETECTED = "detected"
+    #: Its cause has been looked for in what is stored.
+    TRIAGED = "triaged"
+    #: A person has taken it on.
+    ACKNOWLEDGED = "acknowledged"
+    #: Nobody suffers from it any more: all its alarms have cleared, or a person says so.
+    MITIGATED = "mitigated"
+    RESOLVED = "resolved"
+
+
+class Symptom(StrEnum):
+    """What users notice: the classes of Yan et al., arXiv 2504.08865, section on symptoms."""
+
+    #: What worked answers late, at a higher price, or fails some of the time.
+    DEGRADED_PERFORMANCE = "degraded_performance"
+    #: What was just put in place does not work, or what worked cannot be reached at all.
+    DEPLOYMENT_FAILURE = "deployment_failure"
+    #: Answers come, and are not what they should be.
+    INVALID_INFERENCE = "invalid_inference"
+
+
+class RootCause(StrEnum):
+    """Where the cause most likely lies: the classes of the same study."""
+
+    INFRASTRUCTURE = "infrastructure"
+    CONFIGURATION = "configuration"
+    CODE = "code"
+    EXTERNAL_USAGE = "external_usage"
+    OPERATION = "operation"
+
+
 class Severity(StrEnum):
     """PagerDuty's four, by its own names."""
 
@@ -37,6 +71,30 @@ class Cause(Struct, frozen=True):
     after: Rate
 
 
+class Attribution(Struct, frozen=True):
+    """How much of a change one slice of all traffic explains (Bhagwan et al., NSDI 2014)."""
+
+    labels: dict[str, str]
+    #: Its explanatory power: the share of the whole excess that lies in it, 0 to 1.
+    share: float
+    #: Its surprise: its term of the Jensen-Shannon divergence between where events would have
+    #: counted had nothing changed and where they did; nats, 0 to ln 2.
+    surprise: float
+    #: Rates inside the slice, before and since the change point.
+    before: Rate
+    after: Rate
+
+
+class Note(Struct, frozen=True):
+    """What somebody wrote about an incident."""
+
+    time_ms: int
+    by: str
+    text: str
+    #: The outside system it came through; empty for our own command line.
+    via: str = ""
+
+
 class Incident(Struct, frozen=True, kw_only=True):
     """An incident as it stands; every change makes a new one with a higher `version`."""
 
@@ -45,9 +103,23 @@ class Incident(Struct, frozen=True, kw_only=True):
     status: Status
     severity: Severity
     family: Family
+    symptom: Symptom
+    root_cause: RootCause
+    #: When it was detected.
     opened_ms: int
-    updated_ms: int
+    triaged_ms: int | None = None
+    acknowledged_ms: int | None = None
+    acknowledged_by: str = ""
+    mitigated_ms: int | None = None
+    #: Empty where the alarms cleared by themselves.
+    mitigated_by: str = ""
     resolved_ms: int | None = None
+    resolved_by: str = ""
+    #: Who opened it again. From then on only a person resolves it.
+    reopened_by: str = ""
+    updated_ms: int
+    #: When the last of its alarms was raised or cleared.
+    last_alarm_ms: int
     #: Estimated start of the change.
     change_time_ms: int
     summary: str
@@ -55,17 +127,43 @@ class Incident(Struct, frozen=True, kw_only=True):
     #: Features of the answers that moved most, in words; empty where none was looked at.
     moved: str = ""
     cause: Cause
-    #: The alarm that opened it comes first.
+    #: What explains the change, the cause first and then by how well they do.
+    explanation: tuple[Attribution, ...] = ()
+    #: True where traffic moved and nothing behaves differently.
+    is_mix_shift: bool = False
+    #: The alarm that leads it comes first: the one that opened it, or the first that pages.
     alarms: tuple[Alarm, ...]
     #: Ids of the alarms that have cleared since.
     cleared: tuple[str, ...] = ()
     example_event_ids: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    #: Ids of the latest commands that were carried out, so that none is carried out twice.
+    commands: tuple[str, ...] = ()
+    #: Outside system → what it calls this incident.
+    external_ids: dict[str, str] = {}
+    #: The outside system through which this version came about; it need not be told.
+    via: str = ""
+    #: The incident that this one turned out to be a part of; empty for most.
+    merged_into: str = ""
+
+    @property
+    def stage(self) -> Stage:
+        """How far it has come."""
+        if self.status is Status.RESOLVED:
+            return Stage.RESOLVED
+        if self.mitigated_ms is not None:
+            return Stage.MITIGATED
+        if self.acknowledged_ms is not None:
+            return Stage.ACKNOWLEDGED
+        return Stage.DETECTED if self.triaged_ms is None else Stage.TRIAGED
 
 
 class Action(StrEnum):
     """What a destination is told."""
 
     TRIGGER = "trigger"
+    #: Somebody works on it: nobody else need be woken.
+    ACKNOWLEDGE = "acknowledge"
     UPDATE = "update"
     RESOLVE = "resolve"
 

@@ -34,7 +34,7 @@ from pipeline.errors import ConfigError
 from pipeline.local import LocalPipeline
 from pipeline.sinks.clickhouse import Store
 from schemas.alarm import Alarm, Direction, Rate, Transition
-from schemas.incident import Cause, Incident, Severity, Status
+from schemas.incident import Cause, Incident, RootCause, Severity, Status, Symptom
 from schemas.signal import Family, Signal
 
 #: 12:00:00 UTC.
@@ -73,8 +73,11 @@ def make_incident(**changes: Any) -> Incident:
         "status": Status.OPEN,
         "severity": Severity.CRITICAL,
         "family": Family.REFUSAL,
+        "symptom": Symptom.INVALID_INFERENCE,
+        "root_cause": RootCause.CONFIGURATION,
         "opened_ms": START_MS + 16 * MINUTE_MS,
         "updated_ms": START_MS + 16 * MINUTE_MS,
+        "last_alarm_ms": START_MS + 16 * MINUTE_MS,
         "change_time_ms": START_MS + 15 * MINUTE_MS,
         "summary": (
             "Refusals rose from 1.0% to 35% for prompt_name=support-answer, prompt_version=v7"

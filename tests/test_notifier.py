@@ -82,6 +82,7 @@ class Receiver:
     name: str = "receiver"
     min_severity: Severity = Severity.INFO
     every_update: bool = True
+    acknowledges: bool = False
     script: list[str] = field(default_factory=list)
     taken: list[Notification] = field(default_factory=list)
     attempts: list[Notification] = field(default_factory=list)

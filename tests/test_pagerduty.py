@@ -78,6 +78,14 @@ async def test_a_trigger_says_everything(pagerduty: FakePagerDuty, destination: 
                 "cause": "prompt_version=7 carries 83% of the excess:"
                 " 19 of 1,000 (1.9%) before, 60 of 270 (22%) since",
                 "labels": {"prompt_version": "7"},
+                "symptom": "invalid inference",
+                "likely_root_cause": "configuration",
+                "explanation": [
+                    "prompt_version=7: 83% of the excess, surprise 0.31;"
+                    " 19 of 1,000 (1.9%) before, 60 of 270 (22%) since",
+                    "all traffic: 100% of the excess, surprise 0.00;"
+                    " 210 of 10,000 (2.1%) before, 64 of 1,000 (6.4%) since",
+                ],
                 "suggestion": "Roll the prompt template back to the version before this one.",
                 "example_event_ids": ["e-1", "e-2"],
                 "alarms": ["request_model=gpt-4o, route=support: refusals rose from 2.1% to 6.4%"],

@@ -12,15 +12,11 @@ from typing import NamedTuple
 
 from msgspec import Struct, structs
 
+from pipeline.incidents.diagnosis import Diagnosis, diagnose
 from pipeline.incidents.explain import EXPLAINING_SHARE, Investigation
-from pipeline.incidents.wording import (
-    describe_moved,
-    rate_severity,
-    suggest,
-    summarise,
-    summarise_mix_shift,
-)
+from pipeline.incidents.lifecycle import carry_out
 from schemas.alarm import Alarm, Transition
+from schemas.command import Command
 from schemas.incident import Action, Cause, Incident, Severity, Status
 
 #: Looks an alarm up in what is stored, as of a time in milliseconds.
@@ -73,129 +69,183 @@ class IncidentBook:
         if any(alarm.alarm_id == a.alarm_id for i in self._incidents.values() for a in i.alarms):
             return []
         found = investigate(alarm, alarm.time_ms)
-        cause = found.find_cause(alarm)
-        mixed = found.is_mix_shift(alarm)
-        severity = Severity.INFO if mixed else rate_severity(alarm, cause)
-        for incident in self._overlapping(alarm):
-            if incident.severity is Severity.INFO and severity is not Severity.INFO:
-                # What is worth a page must not disappear in what is not.
-                continue
-            revised = self._shared_cause(incident, alarm, cause, found, investigate)
-            if revised is not None:
-                return self._merge(incident, alarm, revised, severity, mixed)
-        return [
-            self._open(alarm, cause, describe_moved(found.moved), severity, mixed, find_examples)
+        seen = diagnose(alarm, found)
+        matches = [
+            (incident, again)
+            for incident in self._overlapping(alarm, seen)
+            if (again := self._find_shared(incident, alarm, seen, found, investigate)) is not None
         ]
+        if not matches:
+            return [self._open(alarm, seen, find_examples)]
+        incident, again = matches[0]
+        merged = self._merge(incident, alarm, seen, again, find_examples)
+        others = [i for i, d in matches[1:] if d.cause.labels == again.cause.labels]
+        return self._absorb(merged, others, alarm.time_ms)
+
+    def carry_out(self, command: Command) -> list[Entry]:
+        """Do what a person wants done; a command for an incident that is not known does nothing."""
+        incident = self._find(command)
+        done = None if incident is None else carry_out(incident, command)
+        return [] if done is None else [self._keep(*done, command.time_ms, command.via)]
 
     def tick(self, now_ms: int) -> list[Entry]:
         """Resolve the incidents whose alarms have all been clear for long enough."""
         due = [
             i
             for i in self.open
-            if len(i.cleared) == len(i.alarms) and now_ms - i.updated_ms >= self._config.hold_ms
+            if len(i.cleared) == len(i.alarms)
+            and now_ms - i.last_alarm_ms >= self._config.hold_ms
+            and not i.reopened_by
         ]
         return [
             self._keep(
-                structs.replace(i, status=Status.RESOLVED, resolved_ms=i.updated_ms),
+                structs.replace(i, status=Status.RESOLVED, resolved_ms=i.last_alarm_ms),
                 Action.RESOLVE,
                 i.updated_ms,
             )
             for i in due
         ]
 
-    def _overlapping(self, alarm: Alarm) -> list[Incident]:
-        reach = self._config.overlap_ms
-        return [
-            i
-            for i in self.open
-            if i.change_time_ms - reach <= alarm.change_time_ms <= i.updated_ms + reach
-            and not _is_the_way_back(i, alarm)
-        ]
+    def _find(self, command: Command) -> Incident | None:
+        if command.incident_id or not command.external_id:
+            return self._incidents.get(command.incident_id)
+        named = (command.via, command.external_id)
+        return next(
+            (i for i in self._incidents.values() if named in i.external_ids.items()),
+            None,
+        )
 
-    def _shared_cause(
+    def _overlapping(self, alarm: Alarm, seen: Diagnosis) -> list[Incident]:
+        """Return what the alarm may be a part of, the incidents of the same cause first."""
+        reach = self._config.overlap_ms
+        found = [
+            i
+            for i in self._incidents.values()
+            if i.change_time_ms - reach <= alarm.change_time_ms <= i.last_alarm_ms + reach
+            and _takes_part(i, alarm, reach)
+            and not _is_the_way_back(i, alarm)
+            # What is worth a page must not disappear in traffic that has moved.
+            and not (i.is_mix_shift and seen.severity is not Severity.INFO)
+        ]
+        return sorted(found, key=lambda i: i.cause.labels != seen.cause.labels)
+
+    def _find_shared(
         self,
         incident: Incident,
         alarm: Alarm,
-        cause: Cause,
+        seen: Diagnosis,
         found: Investigation,
         investigate: Investigate,
-    ) -> Cause | None:
-        """Return the cause that the incident and the alarm have in common, if they have one."""
+    ) -> Diagnosis | None:
+        """Return what is behind the incident if that is behind the alarm as well."""
         mine = tuple(incident.cause.labels.items())
-        theirs = tuple(cause.labels.items())
+        theirs = tuple(seen.cause.labels.items())
         # The first alarm spoke when little was known. Ask again what is behind it: the new
         # cause may explain it as well, and the figures are those since *its* change point.
         first = incident.alarms[0]
-        again = investigate(first, alarm.time_ms)
-        latest = again.find_cause(first)
-        if latest.labels == cause.labels:
-            return latest
-        if mine == theirs or found.explains(mine, MERGING_SHARE) or found.is_mix_shift(alarm):
-            return latest if latest.labels == incident.cause.labels else incident.cause
-        return latest if again.explains(theirs, EXPLAINING_SHARE) else None
+        looked = investigate(first, alarm.time_ms)
+        again = diagnose(first, looked)
+        if again.cause.labels == seen.cause.labels:
+            return again
+        if mine == theirs or found.explains(mine, MERGING_SHARE) or seen.is_mix_shift:
+            same = again.cause.labels == incident.cause.labels
+            return again if same else _as_it_stands(incident)
+        return again if looked.explains(theirs, EXPLAINING_SHARE) else None
 
-    def _open(
-        self,
-        alarm: Alarm,
-        cause: Cause,
-        moved: str,
-        severity: Severity,
-        mixed: bool,
-        find_examples: FindExamples,
-    ) -> Entry:
+    def _open(self, alarm: Alarm, seen: Diagnosis, find_examples: FindExamples) -> Entry:
         incident = Incident(
             incident_id=f"inc-{alarm.alarm_id}",
             version=0,
             status=Status.OPEN,
-            severity=severity,
+            severity=seen.severity,
             family=alarm.family,
+            symptom=seen.symptom,
+            root_cause=seen.root_cause,
             opened_ms=alarm.time_ms,
+            triaged_ms=alarm.time_ms if seen.is_known else None,
             updated_ms=alarm.time_ms,
+            last_alarm_ms=alarm.time_ms,
             change_time_ms=alarm.change_time_ms,
-            summary=summarise_mix_shift(alarm) if mixed else summarise(alarm, cause, moved),
-            suggestion="" if mixed else suggest(alarm, cause),
-            moved=moved,
-            cause=cause,
+            summary=seen.summary,
+            suggestion=seen.suggestion,
+            moved=seen.moved,
+            cause=seen.cause,
+            explanation=seen.explanation,
+            is_mix_shift=seen.is_mix_shift,
             alarms=(alarm,),
-            example_event_ids=find_examples(alarm, cause),
+            example_event_ids=find_examples(alarm, seen.cause),
         )
         return self._keep(incident, Action.TRIGGER, alarm.time_ms)
 
     def _merge(
-        self, incident: Incident, alarm: Alarm, cause: Cause, severity: Severity, mixed: bool
+        self,
+        incident: Incident,
+        alarm: Alarm,
+        seen: Diagnosis,
+        again: Diagnosis,
+        find_examples: FindExamples,
     ) -> list[Entry]:
         if len(incident.alarms) >= self._config.alarms:
             return []
-        first = incident.alarms[0]
-        merged = structs.replace(
-            incident,
-            severity=max(incident.severity, severity, key=_RANK.index),
-            change_time_ms=min(incident.change_time_ms, alarm.change_time_ms),
-            alarms=(*incident.alarms, alarm),
+        merged = _withdraw_mitigation(
+            structs.replace(
+                incident,
+                severity=_louder(incident.severity, seen.severity),
+                change_time_ms=min(incident.change_time_ms, alarm.change_time_ms),
+                last_alarm_ms=max(incident.last_alarm_ms, alarm.time_ms),
+                alarms=(*incident.alarms, alarm),
+            ),
+            alarm,
         )
-        if not mixed:
+        if incident.severity is Severity.INFO and seen.severity is not Severity.INFO:
+            # What only informed has turned out to be a part of what pages, which leads from now on.
+            merged = structs.replace(merged, family=alarm.family, alarms=(alarm, *incident.alarms))
+            merged = _explain(merged, seen, alarm, find_examples)
+        elif not seen.is_mix_shift:
             # Traffic that moved says nothing new about the incident.
-            merged = structs.replace(
-                merged,
-                cause=cause,
-                summary=summarise(first, cause, incident.moved),
-                suggestion=suggest(first, cause),
-            )
+            merged = _explain(merged, again, alarm, find_examples)
         return [self._keep(merged, Action.UPDATE, alarm.time_ms)]
 
+    def _absorb(self, merged: list[Entry], others: list[Incident], now_ms: int) -> list[Entry]:
+        """Make one of the incidents that have turned out to have the same cause."""
+        if not merged:
+            return []
+        entries = list(merged)
+        whole = merged[0].incident
+        for other in others:
+            if Status.RESOLVED in {whole.status, other.status}:
+                continue
+            room = self._config.alarms - len(whole.alarms)
+            whole = structs.replace(
+                whole,
+                severity=_louder(whole.severity, other.severity),
+                change_time_ms=min(whole.change_time_ms, other.change_time_ms),
+                last_alarm_ms=max(whole.last_alarm_ms, other.last_alarm_ms),
+                alarms=(*whole.alarms, *other.alarms[:room]),
+                cleared=(*whole.cleared, *other.cleared),
+                notes=(*whole.notes, *other.notes),
+            )
+            part = structs.replace(
+                other, status=Status.RESOLVED, resolved_ms=now_ms, merged_into=whole.incident_id
+            )
+            entries.append(self._keep(whole, Action.UPDATE, now_ms))
+            whole = entries[-1].incident
+            entries.append(self._keep(part, Action.RESOLVE, now_ms))
+        return entries
+
     def _note_clear(self, alarm: Alarm) -> list[Entry]:
-        for incident in self.open:
+        for incident in self._incidents.values():
             known = {a.alarm_id for a in incident.alarms}
             if alarm.alarm_id in known and alarm.alarm_id not in incident.cleared:
-                cleared = structs.replace(incident, cleared=(*incident.cleared, alarm.alarm_id))
-                return [self._keep(cleared, Action.UPDATE, alarm.time_ms)]
+                return [self._keep(_clear(incident, alarm), Action.UPDATE, alarm.time_ms)]
         return []
 
-    def _keep(self, incident: Incident, action: Action, now_ms: int) -> Entry:
+    def _keep(self, incident: Incident, action: Action, now_ms: int, via: str = "") -> Entry:
         kept = structs.replace(
             incident,
             version=incident.version + 1,
             updated_ms=max(now_ms, incident.updated_ms),
+            via=via,
         )
         self._incidents[kept.incident_id] = kept
         self._forget()
@@ -207,11 +257,87 @@ class IncidentBook:
             del self._incidents[incident.incident_id]
 
 
+def _takes_part(incident: Incident, alarm: Alarm, reach: int) -> bool:
+    """True while it is open; and for an echo of what a person has settled: that pages nobody."""
+    if incident.status is Status.OPEN:
+        return True
+    at = incident.resolved_ms
+    if at is None or not incident.resolved_by or incident.merged_into:
+        return False
+    return alarm.change_time_ms <= at and alarm.time_ms <= at + reach
+
+
 def _is_the_way_back(incident: Incident, alarm: Alarm) -> bool:
     """True for a fall of what has risen: perhaps the end of the incident, never a part of it.
 
     A monitor that first learned during the incident takes its end for a change. As a
     part of it, it would keep the incident open.
     """
+    alike = next((a for a in incident.alarms if a.family is alarm.family), None)
+    return alike is not None and alike.direction is not alarm.direction
+
+
+def _clear(incident: Incident, alarm: Alarm) -> Incident:
+    cleared = (*incident.cleared, alarm.alarm_id)
+    at = incident.mitigated_ms
+    if at is None and len(cleared) == len(incident.alarms):
+        at = alarm.time_ms
+    return structs.replace(
+        incident,
+        cleared=cleared,
+        last_alarm_ms=max(incident.last_alarm_ms, alarm.time_ms),
+        mitigated_ms=at,
+    )
+
+
+def _withdraw_mitigation(incident: Incident, alarm: Alarm) -> Incident:
+    at = incident.mitigated_ms
+    if at is None or incident.status is not Status.OPEN:
+        return incident
+    if incident.mitigated_by and alarm.change_time_ms <= at:
+        # Somebody has put an end to it, and this is what had happened before.
+        return incident
+    return structs.replace(incident, mitigated_ms=None, mitigated_by="")
+
+
+def _explain(
+    incident: Incident, found: Diagnosis, alarm: Alarm, find_examples: FindExamples
+) -> Incident:
+    """Put the incident in the words of what is known by now."""
     first = incident.alarms[0]
-    return first.family is alarm.family and first.direction is not alarm.direction
+    examples = incident.example_event_ids
+    if found.cause.labels != incident.cause.labels or not examples:
+        until = max(first.time_ms, alarm.time_ms)
+        examples = find_examples(structs.replace(first, time_ms=until), found.cause)
+    triaged = alarm.time_ms if incident.triaged_ms is None and found.is_known else None
+    return structs.replace(
+        incident,
+        cause=found.cause,
+        explanation=found.explanation or incident.explanation,
+        symptom=found.symptom,
+        root_cause=found.root_cause,
+        summary=found.summary,
+        suggestion=found.suggestion,
+        moved=found.moved or incident.moved,
+        triaged_ms=incident.triaged_ms if triaged is None else triaged,
+        example_event_ids=examples,
+    )
+
+
+def _as_it_stands(incident: Incident) -> Diagnosis:
+    return Diagnosis(
+        cause=incident.cause,
+        explanation=incident.explanation,
+        symptom=incident.symptom,
+        root_cause=incident.root_cause,
+        severity=incident.severity,
+        is_mix_shift=incident.is_mix_shift,
+        is_known=incident.triaged_ms is not None,
+        moved=incident.moved,
+        summary=incident.summary,
+        suggestion=incident.suggestion,
+    )
+
+
+def _louder(one: Severity, other: Severity) -> Severity:
+    return max(one, other, key=_RANK.index)

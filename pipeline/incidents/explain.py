@@ -1,10 +1,14 @@
 """Which slice of the traffic carries the excess?
 
 After Adtributor (Bhagwan et al., NSDI 2014): a value explains a change when its
-share of the excess is large though its share of the traffic is not. Of the
-slices that explain an alarm, the one that explains most of what happened
-everywhere is named, and of equals the smallest. If even that is affected no more
-than other traffic, the cause is no slice but whatever all traffic shares.
+share of the excess is large though its share of the traffic is not, and it is
+the more telling the more surprising its share is. Adtributor looks at one
+dimension at a time; here pairs of dimensions stand beside them, and of all the
+slices that explain an alarm the one is named that fits what happened everywhere
+best: by the likelihood ratio of "in this slice the rate is another" against
+"nothing has changed" (the expectation-based scan statistic, Neill, 2009). A slice
+that is too narrow leaves excess unexplained, one that is too wide thins it out.
+The slice without labels takes part: then the cause is what all traffic shares.
 
 The excess is what counted since the change beyond what the past would give; in
 a fall it is negative, and shares of it are shares of what went missing.
@@ -12,19 +16,21 @@ a fall it is negative, and shares of it are shares of what went missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from schemas.alarm import Alarm, Direction, Rate
-from schemas.incident import Cause
+from schemas.incident import Attribution, Cause
 
 #: A slice must carry this share of an alarm's excess to be its cause.
 EXPLAINING_SHARE = 0.8
 #: In its cause a rate has changed by at least this factor more than outside: otherwise the
 #: slice carries the excess only because it carries the traffic.
 LIFT = 2.0
-#: Shares of the whole that are closer than this count as equal.
-SHARE_STEP = 0.1
+#: Nats that every further dimension of a slice has to be worth: a slice that is no better
+#: for it, or only by chance, is named without it.
+DIMENSION_NATS = 4.0
 #: A slice with a short past leans on the past of all traffic, with this weight in events.
 PRIOR_EVENTS = 50
 #: With less than this of the past that its traffic now would give it, a slice is as good as new.
@@ -33,22 +39,39 @@ THIN_SHARE = 0.1
 OWN_SHARE = 0.4
 #: What the detector saw must show to this much against the last hour, to be told from it.
 SEEN_SHARE = 0.5
+#: So many slices are kept as an explanation, each of other dimensions.
+ATTRIBUTIONS = 6
+#: No rate is taken to be closer to 0 or 1 than this.
+LEAST_RATE = 1e-6
 
 Labels = tuple[tuple[str, str], ...]
+Dimensions = tuple[str, ...]
 
+#: A version of a prompt means nothing without its name, so these two count as one dimension.
+PROMPT_VERSION: Dimensions = ("prompt_name", "prompt_version")
+#: What is served, and to whom. What serves (a model, its provider) makes no pairs with itself.
+_SERVED = ("region", "prompt_name", "route", "tenant", "guardrail")
 #: Dimensions by which a slice may be named; of slices with the same events the first is taken.
-CANDIDATES: tuple[tuple[str, ...], ...] = (
-    ("prompt_name", "prompt_version"),
+SINGLES: tuple[Dimensions, ...] = (
+    PROMPT_VERSION,
     ("response_model",),
     ("provider",),
     ("request_model",),
-    ("provider", "region"),
     ("region",),
     ("prompt_name",),
     ("route",),
     ("tenant",),
     ("guardrail",),
 )
+PAIRS: tuple[Dimensions, ...] = (
+    # A region is the provider's; on a route or for a tenant one rather thinks of the model.
+    *((s, "region") for s in ("provider", "response_model", "request_model")),
+    *((s, d) for d in _SERVED[1:] for s in ("request_model", "response_model", "provider")),
+    *((*PROMPT_VERSION, d) for d in ("response_model", "request_model", "provider", "tenant")),
+    *((a, b) for i, a in enumerate(_SERVED) for b in _SERVED[i + 1 :]),
+)
+CANDIDATES: tuple[Dimensions, ...] = (*SINGLES, *PAIRS)
+_ORDER = {dimensions: index for index, dimensions in enumerate(CANDIDATES)}
 #: Dimensions that a request has before it is answered: no failure can move it between them.
 MIX_DIMENSIONS = ("provider", "request_model", "route", "tenant", "prompt_name", "region")
 
@@ -76,11 +99,20 @@ class Moved(NamedTuple):
     after: float
 
 
+class ErrorType(NamedTuple):
+    """How often the monitor's requests failed in one way, before the change point and since."""
+
+    name: str
+    before: Rate
+    after: Rate
+
+
 class Investigation(NamedTuple):
-    """What is stored about an alarm: the slices of both periods, and features that moved."""
+    """What is stored about an alarm: the slices of both periods, and what else has changed."""
 
     slices: tuple[Slice, ...]
     moved: tuple[Moved, ...] = ()
+    errors: tuple[ErrorType, ...] = ()
 
     @property
     def whole(self) -> Slice:
@@ -99,33 +131,89 @@ class Investigation(NamedTuple):
             self._own_excess(d) / total < OWN_SHARE for d in MIX_DIMENSIONS
         )
 
+    @property
+    def is_empty(self) -> bool:
+        """True when nothing is stored yet of what the alarm saw."""
+        return self.whole.after_inside.total == 0
+
+    @property
+    def error_type(self) -> str:
+        """The way to fail that has gained most; empty where none has, or none was looked at."""
+        gained = [(e.after.value - e.before.value, e.name) for e in self.errors]
+        most, name = max(gained, default=(0.0, ""))
+        return name if most > 0 else ""
+
     def find_cause(self, alarm: Alarm) -> Cause:
         """Name the slice that explains the alarm, at worst the alarm's own monitor.
 
         Without labels it is all traffic.
         """
-        whole = self.whole
-        best = self._find_slice(alarm)
-        if self._shows(alarm) and not self._stands_out(best):
-            return Cause({}, 1.0, whole.before, whole.after)
+        best = self._rank(alarm)[0]
+        if not best.labels:
+            return Cause({}, 1.0, best.before, best.after)
         share = self._share_inside(best) if best in self.slices else 1.0
         return Cause(dict(best.labels), share, best.before, best.after)
 
-    def _find_slice(self, alarm: Alarm) -> Slice:
+    def attribute(self, alarm: Alarm) -> tuple[Attribution, ...]:
+        """Return what explains the alarm, its cause first, at most one slice of any dimensions."""
+        best: dict[Dimensions, Slice] = {}
+        for each in self._rank(alarm):
+            best.setdefault(_dimensions(each.labels), each)
+        return tuple(self._attribute(each) for each in list(best.values())[:ATTRIBUTIONS])
+
+    def _attribute(self, each: Slice) -> Attribution:
+        inside = each not in self.slices
+        share = 1.0 if inside or not each.labels else self._share_overall(each)
+        return Attribution(dict(each.labels), share, self._surprise(each), each.before, each.after)
+
+    def _rank(self, alarm: Alarm) -> list[Slice]:
+        """Return the slices that explain the alarm, the best first, and never none."""
         inside = (self.whole.before_inside, self.whole.after_inside)
         monitor = Slice(tuple(alarm.monitor.items()), *inside, *inside)
         if (self._excess_inside(self.whole) > 0) != (alarm.direction is Direction.RISE):
-            return monitor
+            return [monitor]
         everything = (self.whole.before, self.whole.after)
         named = [
             s
             for s in self.slices
             # The one value that everything has is no part of the traffic.
-            if _dimensions(s.labels) in CANDIDATES and (s.before, s.after) != everything
+            if _dimensions(s.labels) in _ORDER and (s.before, s.after) != everything
         ]
         explaining = [s for s in named if self._explains(s, EXPLAINING_SHARE)]
+        if self._shows(alarm) and self._goes_the_same_way:
+            explaining.append(self.whole)
         # Last, so that of equals a candidate is taken.
-        return min((*explaining, monitor), key=self._rank)
+        return sorted((*explaining, monitor), key=self._merit)
+
+    def _merit(self, each: Slice) -> tuple[float, int, int]:
+        dimensions = _dimensions(each.labels)
+        cost = DIMENSION_NATS * (len(dimensions) - (PROMPT_VERSION[1] in dimensions))
+        return (
+            cost - self._gain(each),
+            each.after.total,
+            _ORDER.get(dimensions, len(_ORDER)),
+        )
+
+    def _gain(self, each: Slice) -> float:
+        """Log-likelihood that is gained by letting the slice have a rate of its own since."""
+        if self._excess_overall(each) * self._excess_inside(self.whole) <= 0:
+            return 0.0
+        expected = _expect(each.before, each.after, self.whole.before, self.whole.after)
+        return each.after.total * _divergence(each.after.value, expected)
+
+    def _surprise(self, each: Slice) -> float:
+        whole = self.whole
+        rate = _expect(each.before, each.after, whole.before, whole.after)
+        expected = each.after.total * rate
+        p = _ratio(expected, whole.after.total * whole.before.value)
+        q = _ratio(each.after.count, whole.after.count)
+        # Of everything, no share can surprise; nor can rates be shares of more than all.
+        p, q = _unit(p), _unit(q)
+        return 0.5 * (_plogp(p, p + q) + _plogp(q, p + q))
+
+    @property
+    def _goes_the_same_way(self) -> bool:
+        return self._excess_inside(self.whole) * self._excess_overall(self.whole) > 0
 
     def _shows(self, alarm: Alarm) -> bool:
         """True when the excess that the detector saw is there against the last hour as well.
@@ -140,29 +228,11 @@ class Investigation(NamedTuple):
         traffic = _ratio(each.after_inside.total, self.whole.after_inside.total)
         return inside >= share and _is_lifted(inside, traffic)
 
-    def _stands_out(self, each: Slice) -> bool:
-        if self._excess_inside(self.whole) * self._excess_overall(self.whole) <= 0:
-            return True
-        if (each.before, each.after) == (self.whole.before, self.whole.after):
-            # The one value that everything has is no part of the traffic.
-            return False
-        traffic = _ratio(each.after.total, self.whole.after.total)
-        return _is_lifted(self._share_overall(each), traffic)
-
     def _share_inside(self, each: Slice) -> float:
         return _unit(_ratio(self._excess_inside(each), self._excess_inside(self.whole)))
 
     def _share_overall(self, each: Slice) -> float:
         return _unit(_ratio(self._excess_overall(each), self._excess_overall(self.whole)))
-
-    def _rank(self, each: Slice) -> tuple[int, int, int]:
-        dimensions = _dimensions(each.labels)
-        known = dimensions in CANDIDATES
-        return (
-            -round(self._share_overall(each) / SHARE_STEP),
-            each.after.total,
-            CANDIDATES.index(dimensions) if known else len(CANDIDATES),
-        )
 
     def _own_excess(self, dimension: str) -> float:
         """Sum of the excesses of the dimension's slices, each against its own past."""
@@ -190,14 +260,29 @@ class Investigation(NamedTuple):
 
 def _excess(before: Rate, after: Rate, whole_before: Rate, whole_after: Rate) -> float:
     """How many more events counted since the change than the slice's own past would give."""
+    return after.count - after.total * _expect(before, after, whole_before, whole_after)
+
+
+def _expect(before: Rate, after: Rate, whole_before: Rate, whole_after: Rate) -> float:
+    """Return the rate that the slice's own past gives it."""
     usual = whole_before.total * _ratio(after.total, whole_after.total)
     if before.total < THIN_SHARE * usual:
         # As good as new: when the change point is estimated a little late, the few events
         # before it are the first of the change itself.
         before = Rate(0, 0)
     prior = PRIOR_EVENTS * whole_before.value
-    expected = (before.count + prior) / (before.total + PRIOR_EVENTS)
-    return after.count - after.total * expected
+    return (before.count + prior) / (before.total + PRIOR_EVENTS)
+
+
+def _divergence(rate: float, expected: float) -> float:
+    """Kullback-Leibler divergence between two Bernoulli rates, in nats."""
+    p = min(max(expected, LEAST_RATE), 1 - LEAST_RATE)
+    q = min(max(rate, LEAST_RATE), 1 - LEAST_RATE)
+    return q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+
+
+def _plogp(part: float, both: float) -> float:
+    return part * math.log(2 * part / both) if part > 0 else 0.0
 
 
 def _is_lifted(share: float, traffic: float) -> bool:

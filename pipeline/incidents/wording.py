@@ -6,12 +6,10 @@ import datetime as dt
 from collections.abc import Sequence
 
 from pipeline.incidents.explain import Moved
+from pipeline.incidents.triage import HARDLY_ANY
 from schemas.alarm import Alarm, Direction, Rate
-from schemas.incident import Cause, Severity
+from schemas.incident import Cause, RootCause, Severity
 from schemas.signal import Family, Signal
-
-#: With fewer events than this before the change, a slice has no rate to compare with.
-HARDLY_ANY = 20
 
 _SUBJECT = {
     Signal.REFUSAL: "Refusals",
@@ -28,6 +26,13 @@ _SEVERITY_RATES = {
     Family.TRUNCATION: (1.01, 0.3),
     Family.LATENCY: (1.01, 0.3),
     Family.FINGERPRINT: (1.01, 0.5),
+}
+#: What failures themselves ask for, where they say more than where they happen.
+_ERROR_MITIGATIONS: dict[RootCause | None, str] = {
+    RootCause.EXTERNAL_USAGE: (
+        "Slow down whoever sends too much, or raise the provider's quota; let others fail over."
+    ),
+    RootCause.OPERATION: "Check keys, permissions and bills of the account that is refused.",
 }
 
 
@@ -63,10 +68,12 @@ def summarise_mix_shift(alarm: Alarm) -> str:
     )
 
 
-def suggest(alarm: Alarm, cause: Cause) -> str:
-    """The first thing to try, by what the cause is a value of."""
+def suggest(alarm: Alarm, cause: Cause, root_cause: RootCause | None = None) -> str:
+    """The first thing to try, by what the cause is a value of and where it likely lies."""
     if alarm.direction is Direction.FALL:
         return _suggest_for_fall(alarm)
+    if alarm.family is Family.ERROR and root_cause in _ERROR_MITIGATIONS:
+        return _ERROR_MITIGATIONS[root_cause]
     labels = cause.labels
     if alarm.family is Family.FINGERPRINT and "prompt_version" not in labels:
         return (

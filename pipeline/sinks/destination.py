@@ -30,6 +30,11 @@ class Destination(Protocol):
         """Whether it hears of each change, or only when the severity rises."""
         ...
 
+    @property
+    def acknowledges(self) -> bool:
+        """Whether it can be told that somebody works on an incident."""
+        ...
+
     async def send(self, notification: Notification) -> None:
         """Deliver one notification.
 

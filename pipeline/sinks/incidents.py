@@ -12,7 +12,15 @@ from typing import Any
 
 from pipeline.core.answers import ANSWER_WIDTH
 from pipeline.core.style import STYLE_FEATURES
-from pipeline.incidents.explain import CANDIDATES, MIX_DIMENSIONS, Investigation, Moved, Slice
+from pipeline.incidents.explain import (
+    CANDIDATES,
+    MIX_DIMENSIONS,
+    ErrorType,
+    Investigation,
+    Moved,
+    Slice,
+)
+from pipeline.incidents.lifecycle import measure_stages
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.times import to_datetime
 from schemas.alarm import Alarm, Rate
@@ -30,8 +38,10 @@ from schemas.signal import Signal
 
 #: How far back the period before a change reaches.
 BEFORE_MS = 3_600_000
-#: Slices beyond these, by how much they counted, cannot be the cause.
-MAX_SLICES = 2_000
+#: Of the same dimensions, slices beyond these, by how much they counted, cannot be the cause.
+MAX_SLICES = 300
+#: So many ways to fail are looked at.
+MAX_ERROR_TYPES = 20
 
 #: Signal → (which requests it is counted over, which of them count).
 _PREDICATES = {
@@ -57,7 +67,8 @@ MOVED_ERRORS = 4.0
 MOVED_FEATURES = 3
 #: Added to every spread: what never varied moves for certain, but a trifle is no news.
 LEAST_SPREAD = 0.02
-_SLICED = sorted({*CANDIDATES, *((d,) for d in MIX_DIMENSIONS)})
+_SLICED = ((), *sorted({*CANDIDATES, *((d,) for d in MIX_DIMENSIONS)}))
+_COLUMNS = sorted({d for dimensions in _SLICED for d in dimensions})
 
 
 class IncidentStore:
@@ -77,28 +88,73 @@ class IncidentStore:
             "limit": MAX_SLICES,
         }
         parameters |= self._thresholds(alarm)
+        columns = ", ".join(_COLUMNS)
         rows = self._store.rows(
             f"""
-            SELECT labels,
-                   countIf(past AND hit), countIf(past),
-                   countIf(NOT past AND hit), countIf(NOT past),
-                   countIf(inside AND past AND hit), countIf(inside AND past),
-                   countIf(inside AND NOT past AND hit), countIf(inside AND NOT past)
+            SELECT mask, before_hits, before, after_hits, after,
+                   before_hits_in, before_in, after_hits_in, after_in, {columns}
             FROM (
-                SELECT event_time < {{change:DateTime64(3, 'UTC')}} AS past,
-                       {counts} AS hit, {inside} AS inside, arrayJoin({_labels_sql()}) AS labels
-                FROM requests
-                WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
-                  AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {over}
+                SELECT grouping({columns}) AS mask, {columns},
+                       sum(b_hits) AS before_hits, sum(b) AS before,
+                       sum(a_hits) AS after_hits, sum(a) AS after,
+                       sumIf(b_hits, inside) AS before_hits_in, sumIf(b, inside) AS before_in,
+                       sumIf(a_hits, inside) AS after_hits_in, sumIf(a, inside) AS after_in
+                FROM (
+                    SELECT {columns}, {inside} AS inside,
+                           countIf(past AND hit) AS b_hits, countIf(past) AS b,
+                           countIf(NOT past AND hit) AS a_hits, countIf(NOT past) AS a
+                    FROM (
+                        SELECT event_time < {{change:DateTime64(3, 'UTC')}} AS past,
+                               {counts} AS hit, {columns}
+                        FROM requests
+                        WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
+                          AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {over}
+                    )
+                    GROUP BY {columns}
+                )
+                GROUP BY GROUPING SETS ({_grouping_sets_sql()})
             )
-            GROUP BY labels
-            ORDER BY countIf(NOT past AND hit) DESC, countIf(NOT past) DESC, labels
-            LIMIT {{limit:UInt32}}
+            ORDER BY mask, before_hits + after_hits DESC, after DESC, {columns}
+            LIMIT {{limit:UInt32}} BY mask
             """,  # noqa: S608 — the parts are constants of this file and bound parameters
             parameters,
         )
         slices = tuple(s for row in rows if (s := _slice(row)) is not None)
-        return Investigation(slices, self._find_moved(alarm, now_ms))
+        moved = self._find_moved(alarm, now_ms)
+        return Investigation(slices, moved, self._count_error_types(alarm, now_ms))
+
+    def _count_error_types(self, alarm: Alarm, now_ms: int) -> tuple[ErrorType, ...]:
+        """In which ways the monitor's requests fail, before the change point and since."""
+        if alarm.signal is not Signal.ERROR:
+            return ()
+        inside, parameters = _inside(alarm.monitor)
+        rows = self._store.rows(
+            f"""
+            SELECT error_type, countIf(past), sum(countIf(past)) OVER (),
+                   countIf(NOT past), sum(countIf(NOT past)) OVER ()
+            FROM (
+                SELECT error_type, event_time < {{change:DateTime64(3, 'UTC')}} AS past
+                FROM requests
+                WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
+                  AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {inside}
+            )
+            GROUP BY error_type
+            ORDER BY error_type = '', countIf(NOT past) DESC, error_type
+            LIMIT {{limit:UInt32}}
+            """,  # noqa: S608 — as above
+            parameters
+            | {
+                "start": to_datetime(alarm.change_time_ms - BEFORE_MS),
+                "change": to_datetime(alarm.change_time_ms),
+                "now": to_datetime(now_ms),
+                "limit": MAX_ERROR_TYPES,
+            },
+        )
+        return tuple(
+            ErrorType(str(name), Rate(int(b), int(n)), Rate(int(a), int(m)))
+            for name, b, n, a, m in rows
+            if name
+        )
 
     def _thresholds(self, alarm: Alarm) -> dict[str, Any]:
         """What the predicates of the alarm's signal compare with."""
@@ -173,21 +229,32 @@ class IncidentStore:
 
     def save(self, incident: Incident) -> None:
         """Store one version of an incident."""
-        resolved = incident.resolved_ms
+        times = measure_stages(incident)
         row: dict[str, Any] = {
             "incident_id": incident.incident_id,
             "version": incident.version,
             "status": incident.status.value,
+            "stage": incident.stage.value,
             "severity": incident.severity.value,
             "family": incident.family.value,
+            "symptom": incident.symptom.value,
+            "root_cause": incident.root_cause.value,
             "cause": incident.cause.labels,
             "share": incident.cause.share,
-            "opened_at": to_datetime(incident.opened_ms),
-            "updated_at": to_datetime(incident.updated_ms),
-            "resolved_at": None if resolved is None else to_datetime(resolved),
             "changed_at": to_datetime(incident.change_time_ms),
+            "opened_at": to_datetime(incident.opened_ms),
+            "triaged_at": _optional_time(incident.triaged_ms),
+            "acknowledged_at": _optional_time(incident.acknowledged_ms),
+            "acknowledged_by": incident.acknowledged_by,
+            "mitigated_at": _optional_time(incident.mitigated_ms),
+            "resolved_at": _optional_time(incident.resolved_ms),
+            "updated_at": to_datetime(incident.updated_ms),
+            **times._asdict(),
             "summary": incident.summary,
             "suggestion": incident.suggestion,
+            "example_event_ids": list(incident.example_event_ids),
+            "alarms": len(incident.alarms),
+            "merged_into": incident.merged_into,
             "incident": encode_incident(incident).decode(),
         }
         self._store.insert_rows("incident_versions", [row])
@@ -245,21 +312,30 @@ def _inside(labels: dict[str, str]) -> tuple[str, dict[str, Any]]:
     return " AND ".join(terms) or "1", {f"label{i}": v for i, v in enumerate(named.values())}
 
 
-def _labels_sql() -> str:
-    """Every slice an event is in, as arrays of (dimension, value); the empty one is the whole."""
-    arrays = [
-        "[" + ", ".join(f"('{d}', toString({d}))" for d in dimensions) + "]"
-        for dimensions in _SLICED
-    ]
-    return "[CAST([] AS Array(Tuple(String, String))), " + ", ".join(arrays) + "]"
+def _grouping_sets_sql() -> str:
+    return ", ".join("(" + ", ".join(dimensions) + ")" for dimensions in _SLICED)
+
+
+def _mask(dimensions: Sequence[str]) -> int:
+    """What ClickHouse's `grouping` says of a set: a bit for each column that is *not* in it."""
+    last = len(_COLUMNS) - 1
+    return sum(1 << (last - i) for i, column in enumerate(_COLUMNS) if column not in dimensions)
+
+
+_DIMENSIONS_OF = {_mask(dimensions): dimensions for dimensions in _SLICED}
 
 
 def _slice(row: tuple[Any, ...]) -> Slice | None:
-    labels = tuple((str(name), str(value)) for name, value in row[0])
+    values = dict(zip(_COLUMNS, row[9:], strict=True))
+    labels = tuple((d, str(values[d])) for d in _DIMENSIONS_OF[int(row[0])])
     if any(not value for _, value in labels):
         return None
     rates = [Rate(int(row[i]), int(row[i + 1])) for i in range(1, 9, 2)]
     return Slice(labels, *rates)
+
+
+def _optional_time(time_ms: int | None) -> Any:
+    return None if time_ms is None else to_datetime(time_ms)
 
 
 def _notification_row(notification: Notification) -> dict[str, Any]:

@@ -71,19 +71,25 @@ def route(
     order. The sequence of a notification is the incident's version, so that a
     replay, which makes the same versions again, finds them told already. The
     first time that an open incident is severe enough makes a trigger, whatever
-    the action is called; a resolve goes only where a trigger went.
+    the action is called; a resolve goes only where a trigger went. Where the change
+    came from, nobody need hear of it.
     """
     past = [n for n in history if n.destination == destination.name]
     if any(n.sequence >= incident.version for n in past):
         return None
+    if incident.via == destination.name:
+        return None
     told = _find_severity_told(past)
+    is_open = incident.status is Status.OPEN
     if action is Action.RESOLVE:
         wanted = Action.RESOLVE if told else None
     elif told is None:
         severe = _RANK[incident.severity] >= _RANK[destination.min_severity]
-        wanted = Action.TRIGGER if severe and incident.status is Status.OPEN else None
+        wanted = Action.TRIGGER if severe and is_open else None
+    elif action is Action.ACKNOWLEDGE and destination.acknowledges:
+        wanted = Action.ACKNOWLEDGE
     else:
-        rose = _RANK[incident.severity] > _RANK[told]
+        rose = is_open and _RANK[incident.severity] > _RANK[told]
         wanted = Action.UPDATE if rose or destination.every_update else None
     if wanted is None:
         return None

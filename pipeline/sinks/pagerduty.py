@@ -24,7 +24,7 @@ from pipeline.sinks import text
 from pipeline.sinks.times import to_rfc3339
 from pipeline.sinks.webhook import Answer, post
 from schemas.alarm import Alarm, Direction, Rate
-from schemas.incident import Action, Incident, Notification, Severity
+from schemas.incident import Action, Attribution, Incident, Notification, Severity
 from schemas.signal import Signal
 
 CLIENT = "Kizashi"
@@ -73,6 +73,7 @@ class PagerDuty:
 
     name = "pagerduty"
     every_update = False
+    acknowledges = True
 
     def __init__(
         self,
@@ -133,12 +134,13 @@ def dedup_key(incident_id: str) -> str:
 def build_event(notification: Notification, link: str = "") -> dict[str, Any]:
     """Return the event, all but its routing key. Pure.
 
-    A resolve needs no more than the key; a trigger and an update say everything.
+    A resolve and an acknowledgement need no more than the key; a trigger and an update
+    say everything.
     """
     incident = notification.incident
     key = dedup_key(notification.incident_id)
-    if notification.action is Action.RESOLVE:
-        return {"event_action": "resolve", "dedup_key": key}
+    if notification.action in {Action.ACKNOWLEDGE, Action.RESOLVE}:
+        return {"event_action": notification.action.value, "dedup_key": key}
     event: dict[str, Any] = {
         "event_action": "trigger",
         "dedup_key": key,
@@ -182,6 +184,9 @@ def _build_details(incident: Incident) -> dict[str, Any]:
             text.plain(k, _LABEL_CHARS): text.plain(v, _LABEL_CHARS)
             for k, v in incident.cause.labels.items()
         },
+        "symptom": _show_word(incident.symptom),
+        "likely_root_cause": _show_word(incident.root_cause),
+        "explanation": [_describe_attribution(a) for a in incident.explanation],
         "suggestion": text.plain(incident.suggestion, _PROSE_CHARS),
         "example_event_ids": [
             text.plain(event_id, _LABEL_CHARS)
@@ -217,6 +222,18 @@ def _describe_cause(incident: Incident) -> str:
         f"{where} carries {cause.share:.0%} of the excess: "
         f"{_show_rate(cause.before)} before, {_show_rate(cause.after)} since"
     )
+
+
+def _describe_attribution(each: Attribution) -> str:
+    return (
+        f"{_show_labels(each.labels) or 'all traffic'}: {each.share:.0%} of the excess,"
+        f" surprise {each.surprise:.2f};"
+        f" {_show_rate(each.before)} before, {_show_rate(each.after)} since"
+    )
+
+
+def _show_word(word: str) -> str:
+    return word.replace("_", " ")
 
 
 def _list_alarms(incident: Incident) -> list[str]:

@@ -292,6 +292,7 @@ class Webhook:
 
     name = "webhook"
     every_update = True
+    acknowledges = False
 
     def __init__(
         self,

@@ -23,7 +23,17 @@ from jsonschema import Draft202012Validator, FormatChecker
 from msgspec import structs
 
 from schemas.alarm import Alarm, Direction, Rate, Transition
-from schemas.incident import Action, Cause, Incident, Notification, Severity, Status
+from schemas.incident import (
+    Action,
+    Attribution,
+    Cause,
+    Incident,
+    Notification,
+    RootCause,
+    Severity,
+    Status,
+    Symptom,
+)
 from schemas.signal import Family, Signal
 
 PATH = "/v2/enqueue"
@@ -332,12 +342,19 @@ INCIDENT = Incident(
     status=Status.OPEN,
     severity=Severity.ERROR,
     family=Family.REFUSAL,
+    symptom=Symptom.INVALID_INFERENCE,
+    root_cause=RootCause.CONFIGURATION,
     opened_ms=OPENED_MS,
     updated_ms=OPENED_MS,
+    last_alarm_ms=OPENED_MS,
     change_time_ms=OPENED_MS - 60_000,
     summary="Refusals rose from 2.1% to 6.4% for prompt_version=7",
     suggestion="Roll the prompt template back to the version before this one.",
     cause=Cause({"prompt_version": "7"}, 0.83, Rate(19, 1_000), Rate(60, 270)),
+    explanation=(
+        Attribution({"prompt_version": "7"}, 0.83, 0.31, Rate(19, 1_000), Rate(60, 270)),
+        Attribution({}, 1.0, 0.0, Rate(210, 10_000), Rate(64, 1_000)),
+    ),
     alarms=(ALARM,),
     example_event_ids=("e-1", "e-2"),
 )
