@@ -101,6 +101,13 @@ RULES = (
         libraries=(*MATHS, "lz4"),
         forbidden=PURE,
     ),
+    # Columns of text and an automaton over them, in memory.
+    Rule(
+        "pipeline.core.refusal.screen",
+        ours=("pipeline.core.refusal",),
+        libraries=("numpy", "pyarrow"),
+        forbidden=PURE,
+    ),
     Rule(
         "pipeline.encoders",
         ours=("pipeline.encoders", "pipeline.errors", "schemas"),

@@ -11,16 +11,21 @@ from hypothesis import strategies as st
 
 from benchmarks.refusal import Trial, share, wilson
 from benchmarks.refusal_fit import bound, fit
+from pipeline.core.chunk import code_values, repeat_value
 from pipeline.core.refusal import (
     READ_CHARS,
     Refusal,
     RefusalSource,
     classify_text,
+    classify_texts,
     decide_refusal,
     decide_refusals,
 )
+from pipeline.core.refusal.decision import SCREENED_FROM
 from pipeline.core.refusal.error import DO_NOT_ANSWER, XSTEST, TextError, true_rate
 from pipeline.core.refusal.objection import CLASSES, WEIGHTS
+from pipeline.core.refusal.screen import may_refuse
+from pipeline.core.refusal.text import skip_reasoning
 
 # --- Examples ------------------------------------------------------------------------------
 
@@ -421,6 +426,82 @@ def test_any_text_gets_the_same_verdict_twice(text: str) -> None:
     assert classify_text(text) is classify_text(text) in set(Refusal)
 
 
+# --- A chunk at once -----------------------------------------------------------------------
+
+
+def test_a_chunk_is_judged_as_its_answers_are() -> None:
+    texts = [text for text, _ in EXAMPLES]
+    every = [*texts, *(variant(text) for variant in VARIANTS.values() for text in texts)]
+    assert len(every) > SCREENED_FROM
+    assert classify_texts(every).tolist() == list(map(classify_text, every))
+    assert classify_texts(texts[:9]).tolist() == list(map(classify_text, texts[:9]))
+
+
+def test_ordinary_answers_are_passed_over() -> None:
+    may = may_refuse(NONE_ENGLISH + FULL_ENGLISH)
+    assert may[len(NONE_ENGLISH) :].all()
+    ordinary = [f"{number} is the answer. Here is how it is found." for number in range(100)]
+    assert not may_refuse([*ordinary, "It's not in the list; only the first one is.", ""]).any()
+
+
+#: What parts words, joins, quotes and hides them.
+GAPS = (
+    *(" ", ", ", ". ", "; ", "\n", "  ", "\u3000", "\xa0", "\x85", "\x1c", "\u200b", "", "—", "-"),
+    *(
+        '"',
+        ' "',
+        '" ',
+        "“",
+        "```",
+        "\n> ",
+        "「",
+        "」",
+        "**",
+        "_",
+        "#",
+        "'",
+        "´",
+        " \u0301",
+        "İ",
+        "ｅ",
+    ),
+    *(
+        " not ",
+        " I ",
+        " is never ",
+        " the ",
+        " while ",
+        " fairly ",
+        " harmful ",
+        " if you ",
+        " law ",
+    ),
+)
+#: Where to put which of them: in place of a space, or behind a character.
+CHANGES = st.lists(st.tuples(st.integers(0, 60), st.booleans(), st.sampled_from(GAPS)), max_size=5)
+
+
+def change(text: str, changes: list[tuple[int, bool, str]]) -> str:
+    for at, is_space, gap in changes:
+        parts = text.split(" ") if is_space else list(text)
+        at %= max(len(parts), 1)
+        head, tail = parts[: at + 1], parts[at + 1 :]
+        glue = " " if is_space else ""
+        text = f"{glue.join(head)}{gap}{glue.join(tail)}"
+    return text
+
+
+@given(st.lists(st.tuples(st.sampled_from(EXAMPLES), CHANGES), min_size=20, max_size=20))
+def test_no_refusal_is_passed_over(changed) -> None:
+    bodies = [skip_reasoning(change(text, changes)) for (text, _), changes in changed]
+    may = may_refuse(bodies)
+    assert [b for b, m in zip(bodies, may, strict=True) if not m and classify_text(b)] == []
+
+
+def test_half_of_a_surrogate_pair_is_read_closely() -> None:
+    assert may_refuse(["I see.", "\ud800"]).all()
+
+
 # --- Bounds --------------------------------------------------------------------------------
 
 
@@ -507,20 +588,21 @@ def test_the_first_witness_decides(signal, reasons, text, refusal, source) -> No
 
 def test_a_chunk_is_decided_row_by_row() -> None:
     signals, reasons, texts, refusals, sources = zip(*DECISIONS, strict=True)
-    verdicts, heard = decide_refusals(list(signals), list(reasons), list(texts))
+    column = code_values([tuple(each or ()) for each in reasons])
+    verdicts, heard = decide_refusals(list(signals), column, list(texts))
     assert verdicts.dtype == np.int8
     assert verdicts.tolist() == list(refusals)
     assert [list(RefusalSource)[place] for place in heard] == list(sources)
 
 
 def test_an_empty_chunk_is_decided() -> None:
-    verdicts, sources = decide_refusals([], [], [])
+    verdicts, sources = decide_refusals([], code_values([]), [])
     assert (verdicts.shape, verdicts.dtype, sources.shape) == ((0,), np.int8, (0,))
 
 
 def test_columns_of_different_length_are_a_mistake() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        decide_refusals([None, None], [None], ["a", "b"])
+    with pytest.raises(ValueError, match="length"):
+        decide_refusals([None, None], repeat_value((), 1), ["a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def extract_features(
     measured = ~errors & ~cache_hits
     refusals, sources = decide_refusals(
         [e.refusal for e in events],
-        [e.finish_reasons for e in events],
+        finish_reasons,
         [e.response_text if judge_texts else None for e in events],
     )
     return Features(

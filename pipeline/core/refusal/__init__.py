@@ -4,6 +4,7 @@ from pipeline.core.refusal.decision import (
     Refusal,
     RefusalSource,
     classify_text,
+    classify_texts,
     decide_refusal,
     decide_refusals,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "Refusal",
     "RefusalSource",
     "classify_text",
+    "classify_texts",
     "decide_refusal",
     "decide_refusals",
 ]

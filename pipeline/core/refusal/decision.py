@@ -6,14 +6,16 @@ text misleads is measured by ``benchmarks/refusal.py`` and stands in ``docs/refu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core.chunk import CodedColumn
 from pipeline.core.refusal import english, japanese
+from pipeline.core.refusal.screen import may_refuse
 from pipeline.core.refusal.text import BODY_CHARS, skip_reasoning, word_set
 
 
@@ -36,8 +38,9 @@ class RefusalSource(StrEnum):
     UNKNOWN = "unknown"
 
 
-#: By identity: an enum's own hash takes longer than the decision.
-_PLACE = {id(source): place for place, source in enumerate(RefusalSource)}
+_PLACE = {source.value: place for place, source in enumerate(RefusalSource)}
+#: To set up the screen takes as long as to read so many answers.
+SCREENED_FROM = 400
 
 #: Finish reasons that say the answer was withheld, as letters and digits only. OpenAI and
 #: Azure, Anthropic, Gemini and Vertex, Bedrock, Cohere, in this order.
@@ -87,20 +90,29 @@ def decide_refusal(
 
 
 def decide_refusals(
-    signals: Iterable[bool | None],
-    finish_reasons: Iterable[Sequence[str] | None],
-    texts: Iterable[str | None],
+    signals: Sequence[bool | None], finish_reasons: CodedColumn, texts: Sequence[str | None]
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
     """Decide a chunk: three columns of n in, n verdicts (`Refusal`) and n sources out.
 
-    A source is its place in `RefusalSource`.
+    Row by row what `decide_refusal` says. `finish_reasons` has a sequence of reasons in every
+    row, empty where there are none; a source is its place in `RefusalSource`.
 
     Raises:
         ValueError: the columns differ in length.
     """
-    decided = [decide_refusal(*row) for row in zip(signals, finish_reasons, texts, strict=True)]
-    verdicts = np.fromiter((d[0] for d in decided), dtype=np.int8, count=len(decided))
-    sources = np.fromiter((_PLACE[id(d[1])] for d in decided), dtype=np.int32, count=len(decided))
+    if not len(signals) == len(finish_reasons.codes) == len(texts):
+        raise ValueError("the columns differ in length")
+    withheld = [_judge_finish_reasons(reasons) for reasons in finish_reasons.values]
+    verdicts = np.array(withheld, np.int8)[finish_reasons.codes]
+    sources = np.where(verdicts != Refusal.NONE, _PLACE["finish_reason"], _PLACE["unknown"])
+    signalled = np.flatnonzero([signal is not None for signal in signals])
+    said = [Refusal.FULL if signals[row] else Refusal.NONE for row in signalled.tolist()]
+    verdicts[signalled] = said
+    sources[signalled] = _PLACE["provider"]
+    silent = np.flatnonzero(sources == _PLACE["unknown"]).tolist()
+    rows = [row for row in silent if (text := texts[row]) and not text[:BODY_CHARS].isspace()]
+    verdicts[rows] = classify_texts([texts[row] or "" for row in rows])
+    sources[rows] = _PLACE["text"]
     return verdicts, sources
 
 
@@ -109,7 +121,20 @@ def classify_text(text: str) -> Refusal:
 
     English and Japanese; an answer in another language counts as no refusal.
     """
-    body = skip_reasoning(text)
+    return _classify(skip_reasoning(text))
+
+
+def classify_texts(texts: Sequence[str]) -> npt.NDArray[np.int8]:
+    """Judge n answers as `classify_text` does: n verdicts (`Refusal`)."""
+    bodies = list(map(skip_reasoning, texts))
+    verdicts = np.full(len(bodies), Refusal.NONE, np.int8)
+    screened = len(bodies) >= SCREENED_FROM
+    close = np.flatnonzero(may_refuse(bodies)).tolist() if screened else range(len(bodies))
+    verdicts[close] = [_classify(bodies[row]) for row in close]
+    return verdicts
+
+
+def _classify(body: str) -> Refusal:
     verdict = Refusal(english.judge(body))
     if verdict is not Refusal.FULL and not body.isascii():
         return max(verdict, Refusal(japanese.judge(body)))

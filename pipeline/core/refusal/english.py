@@ -58,9 +58,9 @@ def may_object(words: str, body: str) -> bool:
     """Whether an answer is contrary enough from the start, and short and plain enough, to be
     weighed for an objection. Whoever writes at length or lists has answered.
     """
-    head = words[:_OBJECTION_START_CHARS]
-    contrary = _has_any(_DENIALS, head) or _has_any(_OBJECTION_GATES, head)
-    return contrary and len(body) < _OBJECTION_CHARS and count_items(body) < _LISTED_ITEMS
+    head = words[:OBJECTION_START_CHARS]
+    contrary = _has_any(DENIALS, head) or _has_any(OBJECTION_GATES, head)
+    return contrary and len(body) < OBJECTION_CHARS and count_items(body) < _LISTED_ITEMS
 
 
 def read_opening(body: str) -> str:
@@ -73,8 +73,8 @@ def read_opening(body: str) -> str:
         lowered = plain(lowered)
         if "ｅ" in lowered or "ｏ" in lowered:  # full-width letters: rare, and dear to undo
             lowered = unicodedata.normalize("NFKC", lowered)
-    head = lowered[:_OBJECTION_START_CHARS]
-    if not (_has_any(_GATES, lowered) or _has_any(_OBJECTION_GATES, head)):
+    head = lowered[:OBJECTION_START_CHARS]
+    if not (_has_any(GATES, lowered) or _has_any(OBJECTION_GATES, head)):
         return ""
     words = f" {' '.join(own_words(lowered).split())} "
     return "" if _PRESENTS.match(words) else words
@@ -99,22 +99,22 @@ def score_declines(words: str, length: int) -> float:
     score += _weigh_wording(words)
     if score >= _SUPPORTED_FROM:
         return score + _weigh_support(words, length)
-    uninformed = length < _LONG_CHARS and _UNINFORMED.search(words[:_EARLY_CHARS])
+    uninformed = length < _LONG_CHARS and UNINFORMED.search(words[:_EARLY_CHARS])
     return PARTIAL_FROM if uninformed else score
 
 
 #: No decline is worded without one of these. Short and common ones first: the search ends there.
-_GATES = (
+GATES = (
     "not ", "n't", "only", "unable", "against", "outside", "beyond", "me from",
     "violat", "prohibit", "programmed", "unethical", "inappropriate", "irresponsible", "declin",
     "refus", "refrain", "prevent",
 )  # fmt: skip
 #: Nor any objection without a denial or one of these near its start …
-_DENIALS = ("not ", "n't")
-_OBJECTION_GATES = ("important to", "crucial", "never", " no ", "illegal")
-_OBJECTION_START_CHARS = 200
+DENIALS = ("not ", "n't")
+OBJECTION_GATES = ("important to", "crucial", "never", " no ", "illegal")
+OBJECTION_START_CHARS = 200
 #: … nor at such length.
-_OBJECTION_CHARS = 2_000
+OBJECTION_CHARS = 2_000
 
 #: The answer presents someone else's words, or a letter: who declines in it is not the model.
 _PRESENTS = re.compile(
@@ -131,10 +131,9 @@ _MANNER = (
     r"(?: (?:(?!(?:comp|rep|supp|app)ly\b)[a-z]+ly|be able to|be|even|also|just|ever"
     r"|in good conscience|you with|to assist in))*"
 )
-#: How the alternatives below begin. Looked at first, it makes the search three times as fast.
-_BEGINNINGS = r"(?=ca|un|no|ne|do|de|wi|wo|sh|re|on|in|tr|to|pr|fo|ra)"
-_NEGATED = re.compile(
-    rf" {_BEGINNINGS}(?:(?P<able>can't|cannot|can not|unable to|not able to"
+#: A negated ability, will or habit, and nothing that RE2 lacks: `screen.py` looks for it too.
+NEGATION = (
+    r"(?P<able>can't|cannot|can not|unable to|not able to"
     r"|not (?:capable of|equipped to|designed to|in a position to|programmed to)"
     r"|(?:do not|don't) have the (?:ability|capability|capacity) to)"
     r"|(?P<willing>won't|will not|shouldn't|should not|unwilling to|refrain from"
@@ -145,23 +144,26 @@ _NEGATED = re.compile(
     r"|(?:do not|don't) think i (?:should|can)|(?:instructed|told|trained) not to"
     r"|(?:prohibited|restricted|forbidden|prevented) from|forbidden to"
     r"|(?:rather|prefer) not(?: to)?|prefer to not|(?:decline|refuse)(?: to)?)"
-    r"|(?P<habit>don't|do not|never))" + _MANNER + r"(?: (?P<verb>[a-z-]+)|[.,!;])"
+    r"|(?P<habit>don't|do not|never)"
 )
+#: How its alternatives begin. Looked at first, it makes the search three times as fast.
+_BEGINNINGS = r"(?=ca|un|no|ne|do|de|wi|wo|sh|re|on|in|tr|to|pr|fo|ra)"
+_NEGATED = re.compile(rf" {_BEGINNINGS}(?:{NEGATION})" + _MANNER + r"(?: (?P<verb>[a-z-]+)|[.,!;])")
 #: Who may stand before the negation: the speaker …
-_SPEAKER = word_set("i i'm i'll i'd i've am i'm, i,")
+SPEAKER = word_set("i i'm i'll i'd i've am i'm, i,")
 #: … or a word that carries the speaker on from before.
-_CARRIERS = word_set(
+CARRIERS = word_set(
     "be will would must have to and but or so therefore thus hence also that no been myself"
 )
-_CLAUSE_ENDS = (".", "!", "?", ":", ";", ",", "—", "–", "-", "ly")
-_SELF = word_set("ai assistant model bot chatbot")
-_OWN = (" i ", " i'", " i,", " me ", " my ", "sorry", " ai ", "apolog")
+CLAUSE_ENDS = (".", "!", "?", ":", ";", ",", "—", "–", "-", "ly")
+SELF = word_set("ai assistant model bot chatbot")
+OWN = (" i ", " i'", " i,", " me ", " my ", "sorry", " ai ", "apolog")
 #: What a company's "we" refuses; a textbook's "we" gives no exact figure.
 _SERVING = word_set("assist help comply fulfill fulfil process discuss answer accommodate")
 #: How far back the speaker may have been named.
-_REACH_CHARS = 90
+REACH_CHARS = 90
 #: Where "Unable to help." and "We cannot help." need nobody named before.
-_START_CHARS = 40
+START_CHARS = 40
 
 
 def _verbs(words: str, weight: float) -> dict[str, float]:
@@ -247,15 +249,15 @@ def _is_speaker(words: str, match: re.Match[str]) -> bool:
     """Whether "cannot" is said by the answer of itself, not of banks or users."""
     start = match.start()
     before = words[words.rfind(" ", 0, start) + 1 : start]
-    if before in _SPEAKER or not before:
+    if before in SPEAKER or not before:
         return True
-    context = words[max(0, start - _REACH_CHARS) : start]
+    context = words[max(0, start - REACH_CHARS) : start]
     if before == "we" or words.endswith(" we are", 0, start):
         return match["verb"] in _SERVING or "sorry" in context or "unfortunately" in context
-    if before in _SELF:
+    if before in SELF:
         return " as a" in context or " i" in context or " this " in context
-    named = start < _START_CHARS or any(own in context for own in _OWN)
-    return named and (before in _CARRIERS or before.endswith(_CLAUSE_ENDS))
+    named = start < START_CHARS or any(own in context for own in OWN)
+    return named and (before in CARRIERS or before.endswith(CLAUSE_ENDS))
 
 
 def _weigh_verb(match: re.Match[str], words: str) -> float:
@@ -275,13 +277,13 @@ def _is_idiom(verb: str, words: str, end: int) -> bool:
     """Whether nothing is declined: "can't help but", "can't recommend it enough"."""
     if verb == "do":
         return not words.startswith(_DONE, end)
-    if verb == "recommend" and " enough" in words[end : end + _START_CHARS]:
+    if verb == "recommend" and " enough" in words[end : end + START_CHARS]:
         return True
     return words.startswith("?", end) or words.startswith(_IDIOMS.get(verb, ()), end)
 
 
 #: Refusals that speak of rules, scope or purpose in place of ability.
-_POLICY = re.compile(
+POLICY = re.compile(
     r"(?:against|violat\w+|(?:not|n't) within|contrary to|conflicts? with)"
     r" (?:\w+ ){0,2}(?:programming|ethical|guidelines?|polic(?:y|ies)|principles|terms)"
     r"|(?:guidelines|programming|polic(?:y|ies)|rules)"
@@ -292,7 +294,7 @@ _POLICY = re.compile(
     r"|(?:beyond|outside)(?: of)?(?: the| my| what)? (?:current )?(?:scope|i can|i'm able)"
 )
 #: Not knowing declines too, but not by choice: alone it never makes a full refusal.
-_UNINFORMED = re.compile(
+UNINFORMED = re.compile(
     r" i (?:(?:do not|don't)(?: [a-z]+ly)? have|have no)"
     r" (?:(?:any|enough|direct|real-time|sufficient) ){0,2}(?:access|information|knowledge|details)"
 )
@@ -302,7 +304,7 @@ _POLICY_GATES = (
 )  # fmt: skip
 _GOOD = r"(?:appropriate|accurate|fair|ethical|respectful|acceptable|okay|responsible|moral)"
 #: "It is not appropriate to …", "I don't think it's fair to …", "it would be unethical to …".
-_SERMON = re.compile(
+SERMON = re.compile(
     r"(?: not| never| nor|n't)(?: (?:think|believe)(?: that)? it(?:'s| is)| is it| would it be)?"
     rf"(?: [a-z]+ly| be| very)* {_GOOD}(?:,? (?:or|and|nor) (?:[a-z]+ly )?[a-z]+)*"
     r"(?: (?:for|of) (?:me|anyone))? to (?P<verb>[a-z]+)"
@@ -324,9 +326,9 @@ _FIRST_PERSON = (" i ", " i'm ", " me ")
 def _weigh_wording(words: str) -> float:
     """Policy, and sermons: in full only where the answer speaks of itself or of answering."""
     head = words[: _EARLY_CHARS + 50]
-    ruled = _has_any(_POLICY_GATES, head) and _POLICY.search(head)
+    ruled = _has_any(_POLICY_GATES, head) and POLICY.search(head)
     weight = 2.0 if ruled else 0.0
-    sermon = _has_any(_SERMON_GATES, head) and _SERMON.search(head)
+    sermon = _has_any(_SERMON_GATES, head) and SERMON.search(head)
     if not sermon:
         return weight
     if (sermon["verb"] or sermon["act"]) in _ANSWERING:

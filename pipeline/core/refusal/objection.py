@@ -12,6 +12,7 @@ Pure, and bounded by the opening that it is given.
 
 from __future__ import annotations
 
+import math
 import re
 
 from pipeline.core.refusal.text import word_set
@@ -100,18 +101,18 @@ CLASSES: dict[str, str] = {
 _CLASS_OF = {word: name for name, words in CLASSES.items() for word in words.split()}
 _FIRST = {name: f"first:{name}" for name in ("", *CLASSES)}
 #: Classes that moralise: how many of them meet says more than each of them.
-_MORALS = word_set("rights respect prejudice law harm wrong violence care urging")
-_WRONGS = word_set("law wrong violence")
+MORALS = word_set("rights respect prejudice law harm wrong violence care urging")
+WRONGS = word_set("law wrong violence")
 _MAX_MORALS = 5
 
 #: About a sentence and a half: what stands here is what the answer opens with.
-_FIRST_TOKENS = 28
+FIRST_TOKENS = 28
 #: How far a negation reaches: "is not an effective or appropriate".
 _REACH_TOKENS = 4
-_BRIEF = tuple((limit, f"under {limit}") for limit in (250, 500, 900))
+BRIEF = tuple((limit, f"under {limit}") for limit in (250, 500, 900))
 
 #: How an answer begins that says how, or what.
-_INSTRUCTS = (" the best way ", " to ", " you can ", " there are ", " some ", " one ")
+INSTRUCTS = (" the best way ", " to ", " you can ", " there are ", " some ", " one ")
 _DEFINES = re.compile(" (?:is (?:an?|the)|are a|refers to) ")
 _DEFINED_CHARS = 60
 _DIGIT = re.compile("[0-9]")
@@ -181,7 +182,8 @@ def weigh(words: str, length: int, doubtful: bool) -> float:
     """
     weights = WEIGHTS
     found = measure(words, length, doubtful)
-    return BIAS + sum([weights[name] for name in found if name in weights])
+    # Exact, whatever order the set has: it differs from one process to the next.
+    return math.fsum([BIAS, *(weights[name] for name in found if name in weights)])
 
 
 def measure(words: str, length: int, doubtful: bool) -> set[str]:
@@ -189,7 +191,7 @@ def measure(words: str, length: int, doubtful: bool) -> set[str]:
     tokens = words.replace(",", "").replace(".", "").replace(";", "").replace("!", "").split()
     class_of = _CLASS_OF.get
     kinds = [class_of(token, "") for token in tokens]
-    first = kinds[:_FIRST_TOKENS]
+    first = kinds[:FIRST_TOKENS]
     found = set(kinds)
     found.update([_FIRST[kind] for kind in set(first)])
     if "negation" in found and "verdict" in found and _denies(kinds):
@@ -214,7 +216,7 @@ def _denies(kinds: list[str]) -> bool:
 
 def _add_meetings(found: set[str]) -> None:
     """Classes that mean more together than apart."""
-    wrongs = found & _WRONGS
+    wrongs = found & WRONGS
     if "first:negation" in found:
         if "people" in found and "nature" not in found:
             found.add("denied of people")
@@ -224,11 +226,11 @@ def _add_meetings(found: set[str]) -> None:
         found.add("rights of people")
     if "first:urging" in found and (wrongs or "harm" in found):
         found.add("lecture")
-    morals = min(_MAX_MORALS, len(found & _MORALS))
-    found.update(_MORAL_STEPS[:morals])
+    morals = min(_MAX_MORALS, len(found & MORALS))
+    found.update(MORAL_STEPS[:morals])
 
 
-_MORAL_STEPS = tuple(f"{n} morals" for n in range(1, _MAX_MORALS + 1))
+MORAL_STEPS = tuple(f"{n} morals" for n in range(1, _MAX_MORALS + 1))
 
 
 def _protests(tokens: list[str], kinds: list[str]) -> bool:
@@ -245,7 +247,7 @@ def _add_shape(found: set[str], words: str, length: int) -> None:
         found.add("colon")
     if _DIGIT.search(words):
         found.add("digits")
-    if words.startswith(_INSTRUCTS):
+    if words.startswith(INSTRUCTS):
         found.add("instructs")
     if _DEFINES.search(words, 0, _DEFINED_CHARS):
         found.add("defines")
@@ -253,4 +255,4 @@ def _add_shape(found: set[str], words: str, length: int) -> None:
         found.add("if you")
     if " i must " in words:
         found.add("i must")
-    found.update([name for limit, name in _BRIEF if length < limit])
+    found.update([name for limit, name in BRIEF if length < limit])

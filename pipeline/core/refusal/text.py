@@ -63,19 +63,19 @@ def plain(text: str) -> str:
 
 
 #: One or two words in quotation marks are the answer's own, at a distance.
-_SCARE_QUOTES = re.compile(r'"([^" \n]+(?: [^" \n]+)?)"')
-#: Code, block quotes and quotations, the last also when they run past the opening.
-_OTHER_VOICES = re.compile(
-    r"""```.* | (?:^|\n)[ \t]*>[^\n]* | "[^"]*(?:"|$) | 「[^」]*(?:」|$) | 『[^』]*(?:』|$)""",
-    re.DOTALL | re.VERBOSE,
-)
+SCARE_QUOTES = r'"([^" \n]+(?: [^" \n]+)?)"'
+#: Code, block quotes and quotations, the last also when they run past the opening; for a text
+#: behind a newline. All begin with a character of their own, so the search skips the rest.
+OTHER_VOICES = r'(?s:```.*|\n[ \t]*>[^\n]*|"[^"]*(?:"|$)|「[^」]*(?:」|$)|『[^』]*(?:』|$))'
+_SCARE_QUOTES, _OTHER_VOICES = re.compile(SCARE_QUOTES), re.compile(OTHER_VOICES)
 _QUOTES = ('"', "```", ">", "「", "『")
 
 
 def own_words(opening: str) -> str:
     """What the answer says itself: without quotations, code and markup."""
     if any(quote in opening for quote in _QUOTES):
-        opening = _OTHER_VOICES.sub(" ", _SCARE_QUOTES.sub(lambda quoted: quoted[1], opening))
+        opening = _OTHER_VOICES.sub(" ", "\n" + _SCARE_QUOTES.sub(r"\1", opening))
+        opening = opening.removeprefix("\n")
     return opening.replace("*", "").replace("_", "").replace("#", "")
 
 
