@@ -56,10 +56,11 @@ check: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-## test      check, then every test; ARGS="-k config" is handed on to pytest
+## test      check, then every test; ARGS="-k config -n 0" is handed on to pytest
 .PHONY: test
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	@# A file stays with one process, and with it its broker and its engine.
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 ## kafka     fetch the Kafka broker that tests and `demo --kafka` start (Java 17, Maven)
 .PHONY: kafka

@@ -152,7 +152,7 @@ def produce_file(
         SinkUnavailable: the broker does not answer.
     """
     total_bytes = size_known_bytes(path)
-    with _progress(str(path), total_bytes, shown=show_progress) as advance:
+    with _progress(path.name, total_bytes, shown=show_progress) as advance:
         return produce(settings, read_lines(path), speed=speed, advance=advance)
 
 

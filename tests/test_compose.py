@@ -25,8 +25,6 @@ from pipeline.config import Config, KafkaSettings, load_config
 from pipeline.topics import client_settings, create_topics
 from schemas.clickhouse import read_migrations
 
-pytest_plugins = ["tests.support.kafka"]
-
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 #: yaml.safe_load resolves the merge keys, as Compose does.

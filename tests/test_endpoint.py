@@ -45,8 +45,6 @@ from pipeline.sinks.endpoint import (
 )
 from tests.support.clickhouse import ROOT, ClickHouseServer, serving
 
-pytest_plugins = ["tests.support.clickhouse"]
-
 DEADLINE_S = 20.0
 
 

@@ -2,7 +2,7 @@
 
 `clickhouse_server` speaks ClickHouse's HTTP interface, so that code under test uses its real
 client; it can be stopped, killed, paused and told to fail. Import the fixtures in
-``conftest.py``, or name this module in ``pytest_plugins``.
+``conftest.py``.
 """
 
 from __future__ import annotations
