@@ -19,7 +19,20 @@ from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards import BOARDS
-from dashboards.panels import Board, Colour, Column, Kind, Panel, Row, Threshold, Unit
+from dashboards.panels import (
+    INCIDENTS_SQL,
+    OPENED_BY,
+    Board,
+    Colour,
+    Column,
+    Kind,
+    Panel,
+    Row,
+    Subject,
+    Threshold,
+    Unit,
+    Variable,
+)
 from dashboards.sql import ALL, variable_options
 from schemas.monitor import Dimension
 
@@ -35,21 +48,11 @@ QUERY_VERSION = "4.0.0"
 #: Rollups are of a minute each: a finer step would show one minute as a spike among gaps.
 SMALLEST_STEP = "1m"
 REQUESTS_URL = "/d/kizashi-requests/?${__url_time_range}"
+#: Grafana makes a range of a moment and a width in milliseconds.
+POINT_URL = "/d/kizashi-requests/?time=${__value.time}&time.window=300000&${__all_variables}"
 
 _TIME_SERIES_FORMAT = 0
 _TABLE_FORMAT = 1
-
-#: Where an incident is shown as a region; one that is open reaches to the end of the range.
-INCIDENTS_SQL = """
-SELECT changed_at AS time,
-       ifNull(resolved_at, toDateTime64($__toTime, 3)) AS timeEnd,
-       concat('Incident: ', family, ' (', severity, ')') AS title,
-       summary AS text,
-       concat('kizashi,', family, ',', severity) AS tags
-FROM incidents
-WHERE changed_at <= $__toTime AND (resolved_at IS NULL OR resolved_at >= $__fromTime)
-ORDER BY time
-LIMIT 500"""
 
 
 def build_all() -> dict[str, str]:
@@ -88,11 +91,11 @@ def build(board: Board) -> models.Dashboard:
         .refresh("1m")
         .timezone("browser")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
-        .annotation(_Built(_incidents()))
+        .annotation(_Built(_marks(board)))
         .link(_Built(_navigation()))
     )
-    for dimension in board.variables:
-        builder = builder.with_variable(_variable(dimension))
+    for variable in board.variables:
+        builder = builder.with_variable(_variable(variable))
     for row in board.rows:
         builder = builder.with_row(_row(board, row))
         for panel in row.panels:
@@ -115,9 +118,12 @@ def build_panel(board: Board, panel: Panel) -> AnyPanel:
         .no_value("–")
         .thresholds(_thresholds(panel.thresholds))
     )
-    if board.variables and panel.kind is not Kind.TABLE:
-        builder = builder.links([_Built(_link_to_requests())])
-    return builder
+    if not any(isinstance(v, Dimension) for v in board.variables) or panel.kind is Kind.TABLE:
+        return builder
+    if panel.kind is Kind.TIME_SERIES:
+        # A click on a point: the requests of the minutes around it.
+        builder = builder.data_links([_Built(_link_to_point())])
+    return builder.links([_Built(_link_to_requests())])
 
 
 def panel_id(board_uid: str, title: str) -> int:
@@ -141,7 +147,7 @@ def _stat(panel: Panel) -> stat.Panel:
 def _time_series(panel: Panel) -> timeseries.Panel:
     mode = common_models.StackingMode.NORMAL if panel.stacked else common_models.StackingMode.NONE
     style = "line" if panel.thresholds else "off"
-    return (
+    builder = (
         timeseries.Panel()
         .interval(SMALLEST_STEP)
         .stacking(common.StackingConfig().mode(mode))
@@ -150,14 +156,30 @@ def _time_series(panel: Panel) -> timeseries.Panel:
         .thresholds_style(
             common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode(style))
         )
-        .override_by_regexp(
-            "/ · baseline$/",
-            [
-                models.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [10, 10]}),
-                models.DynamicConfigValue("custom.lineInterpolation", "stepAfter"),
-            ],
-        )
+        .override_by_regexp(_dashed(panel), _DASHED)
     )
+    return _with_band(builder, panel.band) if panel.band else builder
+
+
+_DASHED = [
+    models.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [10, 10]}),
+    models.DynamicConfigValue("custom.lineInterpolation", "stepAfter"),
+]
+
+
+def _dashed(panel: Panel) -> str:
+    return f"/^({'|'.join(panel.dashed)})$/" if panel.dashed else "/ · baseline$/"
+
+
+def _with_band(builder: timeseries.Panel, band: tuple[str, str]) -> timeseries.Panel:
+    low, high = band
+    border = models.DynamicConfigValue("custom.lineWidth", 0)
+    filling = [
+        border,
+        models.DynamicConfigValue("custom.fillBelowTo", low),
+        models.DynamicConfigValue("custom.fillOpacity", 15),
+    ]
+    return builder.override_by_name(low, [border]).override_by_name(high, filling)
 
 
 def _table(panel: Panel) -> table.Panel:
@@ -188,6 +210,13 @@ def _column_properties(column: Column) -> list[models.DynamicConfigValue]:
         chosen = "".join(f"&var-{d}=${{__data.fields.{d}:percentencode}}" for d in column.leads_to)
         link = {"title": "Show these requests", "url": REQUESTS_URL + chosen}
         properties.append(models.DynamicConfigValue("links", [link]))
+    if column.opens:
+        url = f"/d/kizashi-{column.opens}/?${{__url_time_range}}" + "".join(
+            f"&var-{s}=${{__data.fields.{field}:percentencode}}"
+            for s, field in OPENED_BY[column.opens].items()
+        )
+        link = {"title": f"Show the {column.opens}", "url": url}
+        properties.append(models.DynamicConfigValue("links", [link]))
     return properties
 
 
@@ -204,27 +233,32 @@ def _row(board: Board, row: Row) -> dashboard.Row:
     return dashboard.Row(row.title).id(panel_id(board.uid, f"row/{row.title}"))
 
 
-def _variable(dimension: Dimension) -> dashboard.QueryVariable:
-    return (
-        dashboard.QueryVariable(dimension)
-        .label(dimension.replace("_", " ").capitalize())
+def _variable(variable: Variable) -> dashboard.QueryVariable:
+    builder = (
+        dashboard.QueryVariable(variable)
+        .label(variable.replace("_", " ").capitalize())
         .datasource(_datasource())
-        .query(variable_options(dimension))
+        .query(variable_options(variable))
         .refresh(models.VariableRefresh.ON_DASHBOARD_LOAD)
-        .multi(True)
+    )
+    if isinstance(variable, Subject):
+        # A board of one thing: the first that is offered, until another is chosen.
+        return builder
+    return (
+        builder.multi(True)
         .include_all(True)
         .all_value(ALL)
         .current(models.VariableOption(selected=True, text="All", value="$__all"))
     )
 
 
-def _incidents() -> models.AnnotationQuery:
+def _marks(board: Board) -> models.AnnotationQuery:
     return models.AnnotationQuery(
-        name="Incidents",
+        name="Incidents" if board.marks == INCIDENTS_SQL else "Changes",
         datasource=_datasource(),
         enable=True,
         icon_color="red",
-        target=_AnnotationTarget(),
+        target=_AnnotationTarget(board.marks),
     )
 
 
@@ -242,6 +276,10 @@ def _link_to_requests() -> models.DashboardLink:
     return models.DashboardLink(
         title="Show the requests", url=f"{REQUESTS_URL}&${{__all_variables}}"
     )
+
+
+def _link_to_point() -> models.DashboardLink:
+    return models.DashboardLink(title="Show these requests", url=POINT_URL)
 
 
 def _datasource() -> models.DataSourceRef:
@@ -283,5 +321,9 @@ class _Query(Dataquery):
 class _AnnotationTarget(models.AnnotationTarget):
     """The SDK knows annotations of Grafana's own store only; other sources take a query."""
 
+    def __init__(self, sql: str) -> None:
+        super().__init__()
+        self._sql = sql
+
     def to_json(self) -> dict[str, object]:
-        return {**_Query(INCIDENTS_SQL, Kind.TABLE).to_json(), "refId": "Incidents"}
+        return {**_Query(self._sql, Kind.TABLE).to_json(), "refId": "Marks"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypeAlias
 
 from msgspec import Struct
 
@@ -34,6 +35,19 @@ class Unit(StrEnum):
     TIME = "dateTimeAsIso"
 
 
+class Subject(StrEnum):
+    """What a board of one thing is about: a variable with one value, from what we stored."""
+
+    #: As `dashboards.sql.MONITOR_NAME` puts it.
+    MONITOR = "monitor"
+    SIGNAL = "signal"
+    #: By its id.
+    INCIDENT = "incident"
+
+
+Variable: TypeAlias = Dimension | Subject
+
+
 class Colour(StrEnum):
     GREEN = "green"
     YELLOW = "yellow"
@@ -54,6 +68,15 @@ class Column(Struct, frozen=True):
     unit: Unit = Unit.NONE
     #: Dimensions of the row that a click takes along to the table of requests.
     leads_to: tuple[Dimension, ...] = ()
+    #: The board of one thing that a click opens, on the row's own: see `OPENED_BY`.
+    opens: str = ""
+
+
+#: Board that a column may open → the columns whose values it is about.
+OPENED_BY: dict[str, dict[Subject, str]] = {
+    "incident": {Subject.INCIDENT: "incident_id"},
+    "monitor": {Subject.MONITOR: "monitor", Subject.SIGNAL: "signal"},
+}
 
 
 class Panel(Struct, frozen=True, kw_only=True):
@@ -67,6 +90,10 @@ class Panel(Struct, frozen=True, kw_only=True):
     thresholds: tuple[Threshold, ...] = ()
     columns: tuple[Column, ...] = ()
     stacked: bool = False
+    #: Two columns of a time series that are the borders of a band.
+    band: tuple[str, str] | None = None
+    #: Columns of a time series that others are held against.
+    dashed: tuple[str, ...] = ()
     width: int = 12
     height: int = 8
 
@@ -74,6 +101,19 @@ class Panel(Struct, frozen=True, kw_only=True):
 class Row(Struct, frozen=True):
     title: str
     panels: tuple[Panel, ...]
+
+
+#: Where an incident is shown as a region; one that is open reaches to the end of the range.
+INCIDENTS_SQL = """
+SELECT changed_at AS time,
+       ifNull(resolved_at, toDateTime64($__toTime, 3)) AS timeEnd,
+       concat('Incident: ', family, ' (', severity, ')') AS title,
+       summary AS text,
+       concat('kizashi,', family, ',', severity) AS tags
+FROM incidents
+WHERE changed_at <= $__toTime AND (resolved_at IS NULL OR resolved_at >= $__fromTime)
+ORDER BY time
+LIMIT 500"""
 
 
 class Board(Struct, frozen=True, kw_only=True):
@@ -84,7 +124,9 @@ class Board(Struct, frozen=True, kw_only=True):
     title: str
     description: str
     rows: tuple[Row, ...]
-    variables: tuple[Dimension, ...] = ()
+    variables: tuple[Variable, ...] = ()
+    #: Query for what is marked in its time series: time, timeEnd, title, text, tags.
+    marks: str = INCIDENTS_SQL
     #: Time range it opens with, back from now.
     span: str = "6h"
 

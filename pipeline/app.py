@@ -167,8 +167,10 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
         await run_or_crash(app, state.work())
 
     async def stop_notifying(*_: Any, **__: Any) -> None:
+        await state.front.stop()
         await state.responder.hand_over()
 
+    app.task(state.front.start)
     app.task(work)
     app.timer(TICK_S)(state.tick)
     app.timer(WATCH_S)(state.watch)

@@ -161,12 +161,51 @@ def replay(config: Config, files: tuple[Path, ...], as_json: bool, keep: bool) -
     is_flag=True,
     help="Through a broker and the Faust worker: the configured one, or one started for this.",
 )
+@click.option("--stay", is_flag=True, help="Keep the page open after the hour, until Ctrl+C.")
+@click.option(
+    "--clickhouse-port",
+    type=click.IntRange(0, 65_535),
+    help="Answer ClickHouse's clients here, read-only; 0 is any free port.",
+)
 @configured
-def demo(config: Config, seconds: float, as_json: bool, kafka: bool) -> None:
+def demo(
+    config: Config,
+    seconds: float,
+    as_json: bool,
+    kafka: bool,
+    stay: bool,
+    clickhouse_port: int | None,
+) -> None:
     """Play an hour of a simulated company in a minute: what it looks like when things go wrong."""
     from pipeline.demo.start import play_demo
 
-    play_demo(config, seconds, as_json=as_json, over_kafka=kafka)
+    config = _with_endpoint(config, clickhouse_port)
+    play_demo(config, seconds, as_json=as_json, over_kafka=kafka, stay=stay)
+
+
+@cli.command("web")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Of the page; 0 is any free port.")
+@click.option(
+    "--clickhouse-port",
+    type=click.IntRange(0, 65_535),
+    help="Answer ClickHouse's clients here, read-only (embedded store only).",
+)
+@configured
+def web_command(config: Config, port: int | None, clickhouse_port: int | None) -> None:
+    """Show what is stored in a browser, until Ctrl+C. Workers show it by themselves."""
+    from pipeline.showing import show
+
+    show(_with_endpoint(config, clickhouse_port), port)
+
+
+def _with_endpoint(config: Config, port: int | None) -> Config:
+    if port is None:
+        return config
+    if config.clickhouse.mode != "embedded":
+        raise ConfigError("--clickhouse-port: a ClickHouse server answers its clients itself")
+    endpoint = config.clickhouse.endpoint.model_copy(update={"enabled": True, "port": port})
+    clickhouse = config.clickhouse.model_copy(update={"endpoint": endpoint})
+    return config.model_copy(update={"clickhouse": clickhouse})
 
 
 @cli.command()

@@ -7,6 +7,7 @@ impossible value stops the start with a ConfigError that names it. Secrets are
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -68,6 +69,31 @@ class KafkaSettings(Section):
     topics: TopicSettings = TopicSettings()
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class EndpointSettings(Section):
+    """ClickHouse's HTTP interface over the embedded engine, read-only: for Grafana and clients."""
+
+    enabled: bool = False
+    host: str = "127.0.0.1"
+    #: ClickHouse's own: with the embedded engine no server has it.
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8123
+    username: str = "default"
+    password: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _check_reach(self) -> EndpointSettings:
+        if not is_loopback(self.host) and self.password is None:
+            raise ValueError("whoever reaches it may read everything: set a password")
+        return self
+
+
 class ClickHouseSettings(Section):
     """`embedded` keeps everything in a directory of this machine; `http` talks to a server."""
 
@@ -85,6 +111,13 @@ class ClickHouseSettings(Section):
     rollups_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 400
     texts_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 7
     samples_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 30
+    endpoint: EndpointSettings = EndpointSettings()
+
+    @model_validator(mode="after")
+    def _check_endpoint(self) -> ClickHouseSettings:
+        if self.endpoint.enabled and self.mode != "embedded":
+            raise ValueError("the endpoint is for the embedded engine; a server has its own")
+        return self
 
 
 class IngestSettings(Section):
@@ -228,6 +261,37 @@ class NotifySettings(Section):
     link: str = ""
 
 
+#: A token that can be guessed is none.
+MIN_TOKEN_CHARACTERS = 16
+
+
+class WebSettings(Section):
+    """The built-in page. What it asks of ClickHouse is read-only and capped."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    #: 0 lets the system choose.
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8470
+    #: Asked for before anything is shown. Without one the page is for this machine alone.
+    token: SecretStr | None = None
+    #: The user of a ClickHouse server that the page reads as; without one, the worker's own.
+    username: str | None = None
+    password: SecretStr = SecretStr("")
+    query_time_s: Annotated[float, Field(gt=0, le=300)] = 10.0
+    query_memory_bytes: Annotated[int, Field(ge=1_048_576)] = 1024 * 1024 * 1024
+    result_bytes: Annotated[int, Field(ge=65_536)] = 16 * 1024 * 1024
+    #: Rows that the SQL box shows.
+    rows: Annotated[int, Field(ge=1, le=100_000)] = 1_000
+
+    @model_validator(mode="after")
+    def _check_reach(self) -> WebSettings:
+        if self.token is not None and len(self.token.get_secret_value()) < MIN_TOKEN_CHARACTERS:
+            raise ValueError(f"the token needs at least {MIN_TOKEN_CHARACTERS} characters")
+        if not is_loopback(self.host) and self.token is None:
+            raise ValueError("whoever reaches the page may read everything: set a token")
+        return self
+
+
 class PrivacySettings(Section):
     #: Key of the HMAC by which user ids are stored. Without one they are not stored at all.
     user_key: SecretStr | None = None
@@ -252,6 +316,7 @@ class Config(BaseSettings):
     references: ReferenceSettings = ReferenceSettings()
     detection: DetectionSettings = DetectionSettings()
     notify: NotifySettings = NotifySettings()
+    web: WebSettings = WebSettings()
     privacy: PrivacySettings = PrivacySettings()
     prices: PriceSettings = PriceSettings()
 

@@ -40,6 +40,7 @@ from pipeline.sinks.requests import RequestStore
 from pipeline.topics import examine_topics, topic_epochs
 from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
 from pipeline.watchdog import Watchdog
+from pipeline.web.front import Front
 from schemas.alarm import Alarm
 from schemas.command import Command, decode_alarm_or_command
 from schemas.signal import Source
@@ -90,6 +91,7 @@ class WorkerState:
         self.store = store or Store(config.clickhouse)
         self.store.use_database()
         self.publisher = publisher
+        self.front = Front(config, time.time)
         self._build()
 
     def _read_epochs(self) -> dict[str, str]:

@@ -115,6 +115,21 @@ RULES = (
     ),
     Rule("pipeline.incidents", ours=(*CONTRACTS, *CORE), libraries=MATHS, forbidden=PURE),
     Rule("pipeline.sinks", ours=(*CONTRACTS, *CORE, "pipeline.sinks"), forbidden=STREAMING),
+    # Reads what is stored and nothing else; of the panels what they say, not Grafana's form.
+    Rule(
+        "pipeline.web",
+        ours=(
+            *CONTRACTS,
+            "pipeline.sinks.endpoint",
+            "pipeline.web",
+            "dashboards.boards",
+            "dashboards.filling",
+            "dashboards.panels",
+            "dashboards.sql",
+        ),
+        libraries=("aiohttp", "clickhouse_connect", "msgspec"),
+        forbidden=(*STREAMING, *CLOCKS),
+    ),
 )
 
 
@@ -235,6 +250,13 @@ def test_every_module_keeps_to_its_layer(module: str) -> None:
         ("dashboards.boards.cost", "import grafana_foundation_sdk", "grafana_foundation_sdk"),
         ("dashboards.build", "from grafana_api import version", "grafana_api.version"),
         ("dashboards.push", "import requests", "requests"),
+        (
+            "pipeline.web.server",
+            "from pipeline.sinks import clickhouse",
+            "pipeline.sinks.clickhouse",
+        ),
+        ("pipeline.web.server", "from dashboards import push", "dashboards.push"),
+        ("pipeline.web.server", "import time", "time"),
     ],
 )
 def test_a_breach_is_found(module: str, source: str, found: str) -> None:

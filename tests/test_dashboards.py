@@ -19,18 +19,18 @@ import yaml
 from click.testing import CliRunner
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models import dashboard as models
+from msgspec import structs
 
 from dashboards.boards import BOARDS
 from dashboards.build import (
     DATASOURCE_TYPE,
     DATASOURCE_UID,
     GENERATED,
-    INCIDENTS_SQL,
     build_all,
     render,
     write_all,
 )
-from dashboards.panels import Board, Kind, Panel
+from dashboards.panels import INCIDENTS_SQL, OPENED_BY, Board, Kind, Panel
 from dashboards.push import Action, ClickHouse, Unusable, datasource_model, push
 from dashboards.sql import chosen, variable_options
 from pipeline.cli import cli
@@ -41,6 +41,8 @@ from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.endpoint import EndpointConfig
 from pipeline.sinks.incidents import IncidentStore
+from pipeline.sinks.times import to_datetime
+from schemas.incident import Status
 from schemas.monitor import DIMENSIONS, Dimension
 from tests.support.clickhouse import serving
 from tests.support.events import make_event, make_raw, to_bytes
@@ -56,7 +58,7 @@ each_panel = pytest.mark.parametrize(
     ("board", "panel"), PANELS, ids=[f"{b.uid}: {p.title}" for b, p in PANELS]
 )
 #: What panels read that the filters do not apply to.
-UNFILTERED = ("FROM incidents", "FROM alarms")
+UNFILTERED = ("FROM incidents", "FROM alarms", "FROM references")
 #: Would end a string that only has its quotes doubled: ClickHouse knows the backslash as well.
 HOSTILE = (
     "\\' OR 1 --",
@@ -145,9 +147,29 @@ def filled(embedded_path: Path) -> Iterator[Filled]:
         incident = make_incident(incident_id="told")
         DetectionStore(store).save_snapshot("llm.signals", "1", 0, 41, b"state")
         IncidentStore(store).save_notifications([make_notification(incident=incident)])
+        save_resolved(store, now_ms)
+        save_fingerprints(store, now_ms)
         yield Filled(store, settings.database, now_ms)
     finally:
         store.close()
+
+
+def save_resolved(store: Store, now_ms: int) -> None:
+    past = make_incident(incident_id="past", status=Status.RESOLVED)
+    times = {"opened_ms": now_ms - 900_000, "resolved_ms": now_ms - 600_000}
+    IncidentStore(store).save(structs.replace(past, change_time_ms=now_ms - 960_000, **times))
+
+
+def save_fingerprints(store: Store, now_ms: int) -> None:
+    """Every stored answer gets a fingerprint, and a model a reference, as `pipeline.references`
+    would have them after some thousands."""
+    parts = ", ".join(f"toFloat32(rand({i}) / 4294967296 - 0.5)" for i in range(24))
+    store._run(f"INSERT INTO requests SELECT * REPLACE([{parts}] AS fingerprint) FROM requests")
+    store._run("OPTIMIZE TABLE requests FINAL")
+    moment = to_datetime(now_ms)
+    reference = {"request_model": "gpt-4o", "embedding": "static", "answers": 500}
+    times = dict.fromkeys(("fitted_at", "first_time", "last_time"), moment)
+    store.insert_rows("references", [{**reference, **times, "reference": ""}])
 
 
 # --- SQL -------------------------------------------------------------------------------------
@@ -179,6 +201,9 @@ def check_shape(panel: Panel, rows: list[dict[str, Any]]) -> None:
         assert texts == [next(iter(rows[0]))]
     assert {c.name for c in panel.columns} <= rows[0].keys()
     assert {d for c in panel.columns for d in c.leads_to} <= rows[0].keys()
+    opening = {c.opens for c in panel.columns} - {""}
+    assert {field for opened in opening for field in OPENED_BY[opened].values()} <= rows[0].keys()
+    assert {*(panel.band or ()), *panel.dashed} <= rows[0].keys()
 
 
 @each_panel
@@ -200,7 +225,7 @@ def test_every_filter_of_a_board_filters_every_panel(board: Board) -> None:
 
 
 def test_all_five_variables_are_offered() -> None:
-    offered = {d.value for board in BOARDS for d in board.variables}
+    offered = {d.value for board in BOARDS for d in board.variables if isinstance(d, Dimension)}
     assert offered == {"provider", "route", "tenant", "request_model", "prompt_version"}
 
 
@@ -377,12 +402,14 @@ def test_uids_and_titles_are_unique() -> None:
 
 
 def test_links_lead_to_a_dashboard_and_to_its_variables() -> None:
-    requests = next(b for b in BOARDS if b.uid == "kizashi-requests")
     urls = re.findall(r'"url": "(/d/[^"]*)"', "".join(build_all().values()))
     assert urls
     for url in urls:
-        assert url.startswith(f"/d/{requests.uid}/?${{__url_time_range}}")
-        assert set(re.findall(r"var-(\w+)=", url)) <= {d.value for d in requests.variables}
+        assert url.startswith("/d/kizashi-")
+        uid, _, query = url.removeprefix("/d/").partition("/?")
+        assert query.startswith(("${__url_time_range}", "time=${__value.time}&time.window="))
+        board = next(b for b in BOARDS if b.uid == uid)
+        assert set(re.findall(r"var-(\w+)=", url)) <= {d.value for d in board.variables}
         assert all(":percentencode}" in v for v in re.findall(r"\$\{__data[^}]*\}", url))
 
 

@@ -19,7 +19,7 @@ def _stat(title: str, description: str, sql: str, unit: Unit, *thresholds: Thres
         kind=Kind.STAT,
         unit=unit,
         thresholds=thresholds,
-        width=4,
+        width=3,
         height=4,
     )
 
@@ -71,6 +71,18 @@ _NOW = Row(
             Threshold(0.2, Colour.RED),
         ),
         _stat(
+            "Median duration",
+            "Of whole requests, failed and cached ones too.",
+            f"SELECT histogramQuantile(sumMap(duration_ms), 0.5) AS duration_ms_p50\n{_ROLLUPS}",
+            Unit.MILLISECONDS,
+        ),
+        _stat(
+            "Duration p95",
+            "One request in twenty took longer.",
+            f"SELECT histogramQuantile(sumMap(duration_ms), 0.95) AS duration_ms_p95\n{_ROLLUPS}",
+            Unit.MILLISECONDS,
+        ),
+        _stat(
             "Cost per hour",
             "Mean over the time range, of the requests whose price is known.",
             f"SELECT toFloat64(sum(cost_usd)) * 3600 / {RANGE_S} AS usd_per_hour\n{_ROLLUPS}",
@@ -87,7 +99,7 @@ _NOW = Row(
         _stat(
             "Open incidents",
             "As it is now, whatever the time range and the filters.",
-            "SELECT count() AS open_incidents FROM incidents WHERE status = 'open'",
+            "SELECT count() AS open_incidents FROM incidents WHERE status != 'resolved'",
             Unit.COUNT,
             Threshold(1, Colour.RED),
         ),

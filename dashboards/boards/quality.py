@@ -1,4 +1,4 @@
-"""Quality: the rates that are watched, their baselines, the evidence against them, incidents."""
+"""Quality: the rates that are watched, their baselines, the evidence against them, fingerprints."""
 
 from __future__ import annotations
 
@@ -103,6 +103,7 @@ ORDER BY state""",  # noqa: S608 — as above
             width=18,
             height=10,
             columns=(
+                Column("monitor", opens="monitor"),
                 Column("current_rate", Unit.SHARE),
                 Column("baseline_rate", Unit.SHARE),
                 Column("baseline_low", Unit.SHARE),
@@ -128,48 +129,53 @@ LIMIT 200""",
     ),
 )
 
-_INCIDENTS = Row(
-    "Incidents",
+#: A residual is whitened over so many directions, so the quiet value of the shift below is 1.
+_FINGERPRINTS = Row(
+    "Fingerprints",
     (
         Panel(
-            title="Incidents",
-            description="Those that were open at some time of the range, whatever the filters.",
-            kind=Kind.TABLE,
-            width=24,
-            height=10,
-            columns=(
-                Column("opened_at", Unit.TIME),
-                Column("changed_at", Unit.TIME),
-                Column("resolved_at", Unit.TIME),
-                Column("share", Unit.SHARE),
-            ),
-            sql="""
-SELECT opened_at, status, severity, family, summary, suggestion,
-       if(empty(cause), 'all traffic',
-          arrayStringConcat(arrayMap((k, v) -> concat(k, '=', v), mapKeys(cause), mapValues(cause)),
-                            ', ')) AS explained_by,
-       share, changed_at, resolved_at, incident_id
-FROM incidents
-WHERE opened_at <= $__toTime AND (resolved_at IS NULL OR resolved_at >= $__fromTime)
-ORDER BY status = 'open' DESC, opened_at DESC, incident_id
-LIMIT 200""",
+            title="Shift of the mean fingerprint",
+            description="How far the answers of a model lie, on average, from what their prompts"
+            " let one expect: the squared length of the mean, against what chance gives. About 1"
+            " while nothing changes. The ten models with the most answers that were read.",
+            kind=Kind.TIME_SERIES,
+            sql=f"""
+WITH top AS (
+    SELECT request_model FROM requests
+    WHERE $__timeFilter(event_time) AND notEmpty(fingerprint) AND {_CHOSEN}
+    GROUP BY request_model ORDER BY count() DESC, request_model LIMIT 10
+)
+SELECT time, model, read * arraySum(x -> x * x, mean) / length(mean) AS shift
+FROM (
+    SELECT $__timeInterval(event_time) AS time, toString(request_model) AS model,
+           count() AS read, avgForEach(fingerprint) AS mean
+    FROM requests
+    WHERE $__timeFilter(event_time) AND notEmpty(fingerprint) AND {_CHOSEN}
+        AND request_model IN top
+    GROUP BY time, model
+)
+ORDER BY time, model""",  # noqa: S608 — the parts are constants
         ),
         Panel(
-            title="Alarms",
-            description="What the detectors raised and cleared, whatever the filters; an incident"
-            " gathers the alarms that share a cause.",
+            title="References",
+            description="What answers of a model look like while nothing changes, whatever the"
+            " filters: the newest of each.",
             kind=Kind.TABLE,
-            width=24,
-            height=8,
-            columns=(Column("time", Unit.TIME), Column("change_time", Unit.TIME)),
+            columns=(
+                Column("fitted", Unit.TIME),
+                Column("from_answers_of", Unit.TIME),
+                Column("to_answers_of", Unit.TIME),
+                Column("answers", Unit.COUNT),
+            ),
             sql="""
-SELECT a.time AS time, transition,
-       arrayStringConcat(arrayMap((k, v) -> concat(k, '=', v), mapKeys(monitor),
-                                  mapValues(monitor)), ', ') AS on_monitor,
-       family, signal, direction, e_value, threshold, change_time
-FROM alarms AS a FINAL
-WHERE $__timeFilter(a.time)
-ORDER BY time DESC, on_monitor, signal, transition
+SELECT request_model, max(fitted_at) AS fitted,
+       argMax(r.answers, fitted_at) AS answers,
+       argMax(first_time, fitted_at) AS from_answers_of,
+       argMax(last_time, fitted_at) AS to_answers_of,
+       argMax(r.embedding, fitted_at) AS encoder
+FROM references AS r
+GROUP BY request_model
+ORDER BY request_model
 LIMIT 200""",
         ),
     ),
@@ -178,7 +184,7 @@ LIMIT 200""",
 QUALITY = Board(
     uid="kizashi-quality",
     title="Kizashi: Quality",
-    description="The rates that are watched, their baselines, the evidence, and the incidents.",
+    description="The rates that are watched, their baselines, the evidence, and the fingerprints.",
     variables=_FILTERS,
-    rows=(_RATES, _MONITORS, _INCIDENTS),
+    rows=(_RATES, _MONITORS, _FINGERPRINTS),
 )

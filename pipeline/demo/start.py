@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,16 +13,21 @@ from rich.console import Console
 from pipeline.config import Config
 from pipeline.demo.company import Company
 from pipeline.demo.over_kafka import play_over_kafka
-from pipeline.demo.run import Pipeline, run_demo
+from pipeline.demo.run import DemoResult, Pipeline, run_demo
 from pipeline.demo.stage import OWN_DATABASE, TOPIC, Stage, set_stage
 from pipeline.demo.summary import render_summary, summarise_as_json
 from pipeline.demo.trace import HOUR_MS
-from pipeline.demo.view import choose_view
+from pipeline.demo.view import WatchedView, choose_view
 from pipeline.local import LocalPipeline
+from pipeline.web.front import Front, FrontThread
 
 
-def play_demo(config: Config, seconds: float, *, as_json: bool, over_kafka: bool) -> None:
+def play_demo(
+    config: Config, seconds: float, *, as_json: bool, over_kafka: bool, stay: bool = False
+) -> None:
     """Play the hour in `seconds`. With `as_json` the last line of stdout is one JSON object.
+
+    The page shows the run while it lasts and, with `stay`, until the process is interrupted.
 
     Raises:
         ConfigError: `seconds` is not a positive number.
@@ -31,23 +37,43 @@ def play_demo(config: Config, seconds: float, *, as_json: bool, over_kafka: bool
     stage = set_stage(config)
     try:
         company = Company(start_ms=round(time.time() * 1000) - HOUR_MS)
-        with _open(stage, over_kafka=over_kafka) as pipeline:
+        view = WatchedView(choose_view(stdout, stderr, as_json=as_json), company.start_ms)
+        with _show(stage, view, stderr) as front, _open(stage, over_kafka=over_kafka) as pipeline:
             result = run_demo(
                 pipeline,
                 company,
                 seconds=seconds,
                 clock=time.monotonic,
                 sleep=time.sleep,
-                view=choose_view(stdout, stderr, as_json=as_json),
+                view=view,
             )
+            _tell(result, stage, stdout, as_json=as_json)
+            if stay and front.page_url:
+                stderr.print(f"The page stays at {front.page_url} until Ctrl+C.", soft_wrap=True)
+                threading.Event().wait()
     finally:
         stage.store.close()
+
+
+def _tell(result: DemoResult, stage: Stage, stdout: Console, *, as_json: bool) -> None:
     if as_json:
         print(summarise_as_json(result), flush=True)
         return
     stdout.print(render_summary(result))
     if stage.is_own:
         stdout.print(f" with KIZASHI_CLICKHOUSE__DATABASE={OWN_DATABASE} before the command")
+
+
+@contextlib.contextmanager
+def _show(stage: Stage, view: WatchedView, stderr: Console) -> Iterator[Front]:
+    """Open the page on the run, and say where it is."""
+    opened = Front(stage.config, view.now_s, view.about, any_port=True)
+    with FrontThread(opened) as front:
+        if front.page_url:
+            stderr.print(f"Watch it in a browser: {front.page_url}", soft_wrap=True)
+        if front.clickhouse_port:
+            stderr.print(f"ClickHouse clients: port {front.clickhouse_port}", soft_wrap=True)
+        yield front
 
 
 @contextlib.contextmanager

@@ -375,6 +375,47 @@ class LogView:
         self._console.print(f"{clock}  {text}", highlight=False, markup=False, soft_wrap=True)
 
 
+class WatchedView:
+    """Another view, and where the demo stands, for the page. Read from other threads."""
+
+    def __init__(self, view: View, start_ms: int) -> None:
+        self._view = view
+        self._moment: Moment | None = None
+        self._start_ms = start_ms
+
+    def __enter__(self) -> Self:
+        self._view.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._view.__exit__(kind, error, trace)
+
+    def update(self, moment: Moment, query: Query) -> None:
+        self._moment = moment
+        self._view.update(moment, query)
+
+    def announce(self, incident: Incident) -> None:
+        self._view.announce(incident)
+
+    def now_s(self) -> float:
+        """Where the demo stands in its own time, in unix seconds."""
+        moment = self._moment
+        return (moment.now_ms if moment else self._start_ms) / 1000
+
+    def about(self) -> dict[str, object]:
+        """What the page says of the demo."""
+        moment = self._moment
+        if moment is None:
+            return {"demo": {"share": 0.0, "speed": 0.0}}
+        share = (moment.now_ms - moment.start_ms) / (moment.end_ms - moment.start_ms)
+        return {"demo": {"share": min(1.0, share), "speed": moment.speed}}
+
+
 def choose_view(stdout: Console, stderr: Console, *, as_json: bool) -> View:
     """Return the live view for a terminal, and lines on stderr for everything else."""
     return LiveView(stdout) if stdout.is_terminal and not as_json else LogView(stderr)

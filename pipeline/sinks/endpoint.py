@@ -14,7 +14,7 @@ What it promises:
   one request sets is seen by another; sessions and temporary tables do not exist.
 * Read-only (the default) is the engine's own ``readonly = 1``, under caps on time, memory
   and result. What that leaves open on an embedded engine, such as ``INTO OUTFILE`` and
-  the function ``file``, is closed here: see `_check_readable`.
+  the function ``file``, is closed here: see `check_readable`.
 
 ``python -m pipeline.sinks.endpoint --path DIR --port 0 --writable`` serves a directory for
 tests and prints where. Writable endpoints also take faults, see `Faults`.
@@ -29,7 +29,6 @@ import binascii
 import functools
 import gzip
 import hmac
-import ipaddress
 import json
 import re
 import signal
@@ -47,6 +46,7 @@ import lz4.frame
 from aiohttp import web
 from backports import zstd
 
+from pipeline.config import is_loopback
 from pipeline.errors import ConfigError, KizashiError
 
 # --- configuration and vocabulary -----------------------------------------------------
@@ -79,18 +79,11 @@ class EndpointConfig:
         for name in ("body_bytes", "concurrent_requests", "query_time_s", "result_bytes"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: has to be greater than zero")
-        if not _is_loopback(self.host) and (self.password is None or not self.read_only):
+        if not is_loopback(self.host) and (self.password is None or not self.read_only):
             raise ConfigError(
                 f"host: {self.host} is not this machine; to be reached from others the endpoint"
                 " has to be read-only and have a password"
             )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class QueryFailed(KizashiError):
@@ -226,6 +219,8 @@ class Call:
     default_format: str = "TabSeparated"
     #: The engine's setting: 0 writes, 1 reads, 2 reads and may change settings.
     readonly: Literal[0, 1, 2] = 0
+    #: Settings of ours, not the client's: they hold where the client may set none.
+    limits: Mapping[str, str] = field(default_factory=dict)
     #: From 54454 on, Native blocks carry a header and a flag for each column.
     protocol_version: int = 0
 
@@ -256,7 +251,7 @@ class Engine:
         self._anchor = chdb.connect(str(config.path))
         hello = self._anchor.query("SELECT timezone(), displayName()", "TabSeparated").bytes()
         self.timezone, self.name = hello.decode().rstrip("\n").split("\t")
-        self._outward = _find_outward_functions(self._anchor)
+        self._outward = find_outward_functions(functools.partial(_ask, self._anchor))
 
     def close(self) -> None:
         self._anchor.close()
@@ -283,7 +278,7 @@ class Engine:
         settings = dict(call.settings)
         _set(handle, {**parameters, **self._limits(call, settings)})
         if call.readonly == 1:
-            _check_readable(handle, call.sql, self._outward)
+            check_readable(functools.partial(_ask, handle), call.sql, self._outward)
         # After the limits: where the handle is read-only, the engine refuses to change them.
         _set(handle, settings)
 
@@ -301,7 +296,7 @@ class Engine:
             # The one setting that a reader may change, and only downwards.
             if asked := _seconds(settings.pop("max_execution_time", "0")):
                 limits["max_execution_time"] = str(min(asked, self._config.query_time_s))
-        return {**limits, "readonly": str(call.readonly)}
+        return {**limits, **call.limits, "readonly": str(call.readonly)}
 
 
 def _insert(handle: Any, call: Call) -> Answer | None:
@@ -373,7 +368,19 @@ _READING = frozenset({b"SELECT", b"WITH", b"SHOW", b"DESCRIBE", b"EXPLAIN", b"EX
 _OUTFILE = re.compile(rb"\bINTO\s+OUTFILE\b", re.IGNORECASE)
 
 
-def _find_outward_functions(handle: Any) -> re.Pattern[bytes]:
+#: Runs a query of ours and returns its result without any framing.
+Ask = Callable[[str], bytes]
+
+
+def _ask(handle: Any, sql: str) -> bytes:
+    try:
+        answer: bytes = handle.query(sql, "RawBLOB").bytes()
+    except chdb.ChdbError as error:
+        raise QueryFailed.from_engine(str(error)) from None
+    return answer
+
+
+def find_outward_functions(ask: Ask) -> re.Pattern[bytes]:
     """Return what matches calls of the functions that reach files, networks or this process.
 
     Those are the table functions that the engine itself keeps from readers, with ``eval``,
@@ -381,14 +388,17 @@ def _find_outward_functions(handle: Any) -> re.Pattern[bytes]:
     brackets. ``format`` is the name of a harmless scalar too; the table function is left to
     the engine to refuse.
     """
-    sql = "SELECT name FROM system.table_functions WHERE NOT allow_readonly"
-    names = set(handle.query(sql, "TabSeparated").bytes().split()) - {b"format"} | {b"eval"}
+    sql = (
+        "SELECT arrayStringConcat(groupArray(name), ' ') FROM system.table_functions"
+        " WHERE NOT allow_readonly"
+    )
+    names = set(ask(sql).split()) - {b"format"} | {b"eval"}
     return re.compile(
         rb"\b(?:" + b"|".join(sorted(names)) + rb")\s*\(|\bAPPLY\s*\(?\s*file\b", re.IGNORECASE
     )
 
 
-def _check_readable(handle: Any, sql: bytes, outward: re.Pattern[bytes]) -> None:
+def check_readable(ask: Ask, sql: bytes, outward: re.Pattern[bytes]) -> None:
     """Refuse what ``readonly = 1`` lets through although it touches files, or kills.
 
     Measured on chDB 26.9: the setting refuses every write, every change of a setting and
@@ -401,16 +411,20 @@ def _check_readable(handle: Any, sql: bytes, outward: re.Pattern[bytes]) -> None
     The engine's own parser reads the statement first: what it prints back is one statement
     with no comments, strings in single quotes, and names quoted only if they need it.
     The statement travels in hexadecimal, so there is no quoting to get out of.
+
+    Raises:
+        QueryFailed: it does not parse, or it does more than read.
     """
     try:
-        printed = handle.query(f"SELECT formatQuerySingleLine(unhex('{sql.hex()}'))", "RawBLOB")
-    except chdb.ChdbError as error:
+        printed = ask(f"SELECT formatQuerySingleLine(unhex('{sql.hex()}'))")
+    except QueryFailed as error:
         # Our own wrapping is no part of what the client got wrong.
-        raise QueryFailed.from_engine(str(error).split(": In scope SELECT formatQ")[0]) from None
-    unquoted = _TOKEN.sub(lambda t: b"''" if t["quoted"] else t[0], printed.bytes())
+        words = str(error).split(": In scope SELECT formatQ")[0]
+        raise QueryFailed(error.code, words) from None
+    unquoted = _TOKEN.sub(lambda t: b"''" if t["quoted"] else t[0], printed)
     if first_word(unquoted) not in _READING:
         raise QueryFailed(_READONLY, "Cannot execute query in readonly mode. (READONLY)")
-    if first_word(unquoted) == b"EXISTS" and b"/" in printed.bytes():
+    if first_word(unquoted) == b"EXISTS" and b"/" in printed:
         raise QueryFailed(_READONLY, "A path is no table. (READONLY)")
     if _OUTFILE.search(unquoted):
         raise QueryFailed(_READONLY, "INTO OUTFILE is not allowed. (READONLY)")
