@@ -18,6 +18,7 @@ from typing import Any
 
 import clickhouse_connect
 import pyarrow as pa
+from clickhouse_connect.driver import options
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, ProgrammingError
 
@@ -47,6 +48,10 @@ _ROW_ERRORS = frozenset(
 #: UNKNOWN_TABLE and UNKNOWN_DATABASE.
 _NO_SCHEMA = frozenset({60, 81})
 _CODE = re.compile(r"Code: (\d+)")
+
+# The driver asks of every insert of rows whether it is a data frame, and imports pandas for the
+# question: 35 MB. We insert none.
+options.pd = None
 
 
 class QueryFailed(PermanentError):

@@ -28,7 +28,7 @@ import faust
 import numpy as np
 
 from benchmarks.wire.task import Meter, Task, answer, read_task
-from pipeline.app import TopicPublisher, build_app, build_faust, calm_garbage_collector
+from pipeline.app import TopicPublisher, build_app, build_faust, settle_process
 from pipeline.config import Config, load_config
 from pipeline.core.chunk import ChunkCounts
 from pipeline.sinks.clickhouse import Store
@@ -209,7 +209,7 @@ def main() -> None:
         build_app(app, state), loglevel="WARNING", redirect_stdouts=False, stdout=sys.stderr
     )
     # As `run_worker` does.
-    calm_garbage_collector()
+    settle_process()
     worker.execute_from_commandline()
 
 
