@@ -23,7 +23,7 @@ from pipeline.core.refusal import decide_refusals
 from pipeline.core.style import measure_style
 from pipeline.encoders.embedding import EncodedTexts
 from pipeline.encoders.static import StaticEncoder
-from schemas.codec import decode_event
+from schemas.codec import decode_events
 from schemas.event import Event, Received
 
 EVENTS = 8_000
@@ -42,12 +42,13 @@ def make_chunk(data: Path | None, count: int) -> list[tuple[int, bytes]]:
 
 def make_stages(chunk: list[tuple[int, bytes]]) -> dict[str, Stage]:
     """Everything that is done to the texts of a chunk, by name."""
-    decoded = [decode_event(raw, written_ms) for written_ms, raw in chunk]
+    written_ms, raws = [at for at, _ in chunk], [raw for _, raw in chunk]
+    decoded = decode_events(raws, written_ms)
     events = [r.event for r in decoded if isinstance(r, Received)]
     read = [e for e in events if e.response_text]
     embedding = EncodedTexts(StaticEncoder.load())
     return {
-        "decode": lambda: [decode_event(raw, written_ms) for written_ms, raw in chunk],
+        "decode": lambda: decode_events(raws, written_ms),
         "refusals": lambda: _decide(events),
         "style of answers": lambda: measure_style([e.response_text or "" for e in read]),
         "style of prompts": lambda: measure_style([e.prompt_text or "" for e in read]),

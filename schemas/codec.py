@@ -9,9 +9,13 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from schemas.event import Event, Received
@@ -20,6 +24,8 @@ from schemas.rejection import Reason, Rejected
 #: Nested deeper than this, an unknown key's value is not worth keeping.
 MAX_DEPTH = 32
 MAX_DETAIL = 300
+#: Events whose times and bytes are looked at together: few enough for the cache.
+BLOCK_EVENTS = 512
 
 _FIELDS: tuple[msgspec.structs.FieldInfo, ...] = msgspec.structs.fields(Event)
 _KNOWN_KEYS = frozenset(f.encode_name for f in _FIELDS)
@@ -29,6 +35,10 @@ _LABEL_ATTRIBUTES = tuple(
 )
 _decode_event = msgspec.json.Decoder(Event).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+#: Stands where a record gave none.
+_NO_EVENT = Event(event_id="-", event_time=0, request_model="-")
+_NUL = rb"\u0000"
 _MISSING = re.compile(r"missing required field")
 _UNKNOWN = "unknown field"
 _ENUM_VALUE = re.compile(r"^Invalid enum value .*(?= - at )", re.DOTALL)
@@ -78,25 +88,99 @@ def decode_event(
         detail = f"{len(raw)} bytes are over the limit of {limits.event_bytes}"
         return Rejected(Reason.TOO_LARGE, detail, raw)
     try:
-        return _decode(raw, written_ms, limits)
-    except UnicodeDecodeError as error:
-        return Rejected(Reason.INVALID_UTF8, _clip(f"{error.reason} at {error.start}"), raw)
-    except msgspec.ValidationError as error:
-        return _explain(error, raw)
-    except msgspec.DecodeError as error:
-        return _explain_malformed(error, raw)
+        event = _decode_event(raw)
+    except _ERRORS as error:
+        return _recover(error, raw, written_ms, limits)
+    return _accept(event, {}, raw, written_ms, limits)
+
+
+def decode_events(
+    raws: Sequence[bytes | None], written_ms: Sequence[int], limits: CodecLimits = DEFAULT_LIMITS
+) -> list[Received | Rejected]:
+    """Decode a chunk: of each record what `decode_event` says of it.
+
+    What is asked of every event alike is asked of a block at once: its time, and a NUL.
+
+    Raises:
+        ValueError: the columns differ in length.
+    """
+    if len(raws) != len(written_ms):
+        raise ValueError("the columns differ in length")
+    blocks = (slice(i, i + BLOCK_EVENTS) for i in range(0, len(raws), BLOCK_EVENTS))
+    decoded = (_decode_block(raws[block], written_ms[block], limits) for block in blocks)
+    return list(chain.from_iterable(decoded))
+
+
+def _decode_block(
+    raws: Sequence[bytes | None], written_ms: Sequence[int], limits: CodecLimits
+) -> list[Received | Rejected]:
+    events: list[Event] = []
+    settled: dict[int, Received | Rejected] = {}
+    for row, raw in enumerate(raws):
+        if raw is None or len(raw) > limits.event_bytes:
+            settled[row] = decode_event(raw, written_ms[row], limits)
+            events.append(_NO_EVENT)
+            continue
+        try:
+            events.append(_decode_event(raw))
+        except _ERRORS as error:
+            settled[row] = _recover(error, raw, written_ms[row], limits)
+            events.append(_NO_EVENT)
+    time_ms = _to_ms_all([e.event_time for e in events])
+    written = np.array(written_ms, np.float64)
+    fine = (time_ms >= written - limits.age_ms) & (time_ms <= written + limits.ahead_ms)
+    fine &= (time_ms >= _STORABLE_MS.start) & (time_ms < _STORABLE_MS.stop) & ~_may_hold_nul(raws)
+    for row in np.flatnonzero(~fine).tolist():
+        if row not in settled:
+            settled[row] = _accept(events[row], {}, raws[row] or b"", written_ms[row], limits)
+    times = np.where(fine, time_ms, 0).astype(np.int64).tolist()
+    decoded: list[Received | Rejected] = list(map(Received, events, times, [{} for _ in events]))
+    for row, result in settled.items():
+        decoded[row] = result
+    return decoded
+
+
+def _to_ms_all(times: list[dt.datetime | float]) -> npt.NDArray[np.float64]:
+    """What `_to_ms` says of each, NaN for None; beyond 1e15 the numbers may be others."""
+    try:
+        seconds = np.array(times, np.float64)
+    except (TypeError, OverflowError):  # there are `datetime`s among them, or huge integers
+        return np.array(list(map(_to_ms, times)), np.float64)
+    with np.errstate(over="ignore"):
+        ms: npt.NDArray[np.float64] = np.floor(seconds * 1000)
+    return ms
+
+
+def _may_hold_nul(raws: Sequence[bytes | None]) -> npt.NDArray[np.bool_]:
+    """Which records hold a NUL's escape. `in` takes three times as long as the comparison."""
+    held = [raw or b"" for raw in raws]
+    joined = np.frombuffer(b"".join((*held, b" " * len(_NUL))), np.uint8)
+    at = np.flatnonzero(joined[: -len(_NUL)] == _NUL[0])
+    for place, byte in enumerate(_NUL[1:], 1):
+        at = at[joined[at + place] == byte]
+    ends = np.cumsum(np.fromiter(map(len, held), np.int64, len(held)))
+    found = np.zeros(len(held), np.bool_)
+    # The last bytes of one record and the first of the next may look like one: read closely.
+    found[np.searchsorted(ends, at, "right")] = True
+    return found
+
+
+def _recover(
+    error: Exception, raw: bytes, written_ms: int, limits: CodecLimits
+) -> Received | Rejected:
+    """Decode the slower way what has keys outside the contract; say what is wrong with the rest."""
+    try:
+        if isinstance(error, msgspec.ValidationError) and _UNKNOWN in str(error):
+            return _decode_with_attributes(raw, written_ms, limits)
+        raise error
+    except UnicodeDecodeError as bad:
+        return Rejected(Reason.INVALID_UTF8, _clip(f"{bad.reason} at {bad.start}"), raw)
+    except msgspec.ValidationError as bad:
+        return _explain(bad, raw)
+    except msgspec.DecodeError as bad:
+        return _explain_malformed(bad, raw)
     except RecursionError:
         return Rejected(Reason.TOO_DEEP, "nested too deeply", raw)
-
-
-def _decode(raw: bytes, written_ms: int, limits: CodecLimits) -> Received | Rejected:
-    try:
-        event = _decode_event(raw)
-    except msgspec.ValidationError as error:
-        if _UNKNOWN not in str(error):
-            raise
-        return _decode_with_attributes(raw, written_ms, limits)
-    return _accept(event, {}, raw, written_ms, limits)
 
 
 def _decode_with_attributes(
@@ -164,7 +248,7 @@ def _accept(
         return Rejected(Reason.TIME_OUT_OF_RANGE, "event.time is not between 1970 and 2106", raw)
     # A raw NUL is not JSON; it can only come in as an escape, which is rare
     # enough that the search for the six bytes pays for the exact check.
-    if b"\\u0000" in raw and (name := _find_nul(event, attributes)) is not None:
+    if _NUL in raw and (name := _find_nul(event, attributes)) is not None:
         return Rejected(Reason.CONTROL_CHARACTER, f"NUL in {name}", raw)
     return Received(event, time_ms, attributes)
 

@@ -63,6 +63,8 @@ CORE = ("detectors", "pipeline.core", "pipeline.incidents")
 
 RULES = (
     Rule("schemas", ours=("schemas",), libraries=("msgspec",), forbidden=PURE),
+    # A chunk's times and bytes are looked at as arrays.
+    Rule("schemas.codec", ours=("schemas",), libraries=("msgspec", "numpy"), forbidden=PURE),
     Rule("detectors", ours=("detectors", "schemas"), libraries=(*MATHS, "river"), forbidden=PURE),
     # What a panel says is plain data; only the two modules below know Grafana.
     Rule("dashboards", ours=("dashboards", "schemas"), libraries=("msgspec",), forbidden=PURE),

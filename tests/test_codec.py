@@ -11,7 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from schemas.codec import MAX_DEPTH, MAX_DETAIL, CodecLimits, decode_event
+from schemas.codec import (
+    BLOCK_EVENTS,
+    MAX_DEPTH,
+    MAX_DETAIL,
+    CodecLimits,
+    decode_event,
+    decode_events,
+)
 from schemas.event import Event, Received
 from schemas.rejection import Reason, Rejected
 from tests.support.events import (
@@ -441,3 +448,54 @@ def test_an_unknown_key_changes_nothing_about_the_known_ones(event: Json) -> Non
     else:
         assert isinstance(slow, Rejected)
         assert slow.reason is fast.reason
+
+
+# --- A chunk at once -------------------------------------------------------------------------
+
+RECORDS = st.one_of(
+    st.just(PLAIN),
+    st.none(),
+    st.binary(max_size=40),
+    mutated_events(),
+    valid_events().map(to_bytes),
+    st.sampled_from(
+        [
+            PLAIN + b" " * 1_000,
+            extend('"prompt.text":"a\\u0000b"'),
+            extend('"prompt.text":"a\\\\u0000b"'),
+            extend('"unknown":"\\u0000"'),
+            b'{"event.id":"\\',
+            b"u0000",
+        ]
+    ),
+    st.one_of(
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.integers(-(10**320), 10**320),
+        st.integers(NOW_MS // 1000 - 10**9, NOW_MS // 1000 + 10**6),
+        st.datetimes().map(dt.datetime.isoformat),
+        st.datetimes(timezones=st.just(dt.UTC)).map(dt.datetime.isoformat),
+    ).map(lambda time: make_raw(event_time=time)),
+)
+WRITTEN = st.just(NOW_MS) | st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.lists(st.tuples(RECORDS, WRITTEN), max_size=12))
+def test_a_chunk_is_decoded_as_its_records_are(records) -> None:
+    limits = CodecLimits(event_bytes=900)
+    raws, written_ms = [raw for raw, _ in records], [at for _, at in records]
+    expected = [decode_event(raw, at, limits) for raw, at in records]
+    assert decode_events(raws, written_ms, limits) == expected
+
+
+def test_a_long_chunk_keeps_its_order() -> None:
+    raws = [make_raw(event_id=str(number)) for number in range(2 * BLOCK_EVENTS + 1)]
+    decoded = decode_events(raws, [NOW_MS] * len(raws))
+    assert [r.event.event_id for r in decoded if isinstance(r, Received)] == [
+        str(number) for number in range(len(raws))
+    ]
+    assert decode_events([], []) == []
+
+
+def test_times_and_records_of_a_chunk_are_as_many() -> None:
+    with pytest.raises(ValueError, match="length"):
+        decode_events([PLAIN], [])

@@ -38,7 +38,7 @@ from pipeline.core.monitors import MonitorRegistry, Split, split_events
 from pipeline.core.pricing import Pricer
 from pipeline.core.rollup import roll_up
 from pipeline.core.signals import Packets, Vectors, pack_signals, pack_signals_in_steps
-from schemas.codec import CodecLimits, decode_event
+from schemas.codec import CodecLimits, decode_events
 from schemas.event import Received
 from schemas.monitor import DIMENSIONS, Dimension, Grouping
 from schemas.rejection import Reason, Rejected
@@ -100,9 +100,10 @@ class Admission(Struct, frozen=True):
 
 def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds) -> Admission:
     """Decode a chunk and drop repeats; `seen` is advanced by what is accepted."""
-    decoded = [decode_event(r.value, r.written_ms, limits) for r in chunk.records]
+    records = chunk.records
+    decoded = decode_events([r.value for r in records], [r.written_ms for r in records], limits)
     letters, valid = [], []
-    for record, result in zip(chunk.records, decoded, strict=True):
+    for record, result in zip(records, decoded, strict=True):
         if isinstance(result, Rejected):
             letters.append(DeadLetter(record, result))
         else:

@@ -10,7 +10,7 @@ from benchmarks.wire.task import Meter, read_task
 from pipeline.app import build_faust, calm_garbage_collector
 from pipeline.config import KafkaSettings
 from pipeline.transport import to_batch
-from schemas.codec import decode_event
+from schemas.codec import decode_events
 from schemas.event import Received
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     async def read(stream: Any) -> None:
         async for event in stream.noack().events():
             records = to_batch(event.message).records
-            decoded = [decode_event(r.value, r.written_ms) for r in records]
+            decoded = decode_events([r.value for r in records], [r.written_ms for r in records])
             assert all(type(d) is Received for d in decoded)
             if meter.add(len(decoded)):
                 meter.finish()
