@@ -96,11 +96,12 @@ RULES = (
     Rule("pipeline.topics", ours=CONTRACTS, forbidden=STREAMING),
     Rule("pipeline.broker", ours=(*CONTRACTS, "pipeline.topics"), forbidden=STREAMING),
     Rule("pipeline.core", ours=(*CONTRACTS, *CORE), libraries=MATHS, forbidden=PURE),
-    # Measures bytes: compression says how much an answer repeats itself.
+    # Measures bytes: compression says how much an answer repeats itself, an automaton finds
+    # phrases.
     Rule(
         "pipeline.core.style",
         ours=(*CONTRACTS, *CORE),
-        libraries=(*MATHS, "lz4"),
+        libraries=(*MATHS, "lz4", "pyarrow"),
         forbidden=PURE,
     ),
     # Columns of text and an automaton over them, in memory.

@@ -26,11 +26,15 @@ from enum import IntEnum, StrEnum, auto
 import lz4.block
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 HEAD_CHARS = 6_144
 TAIL_CHARS = 2_048
-#: Texts measured at a time: enough to spread numpy's overhead, few enough for the cache.
-BLOCK_TEXTS = 256
+#: Texts and characters measured at a time: enough to spread numpy's overhead, few enough for the
+#: cache.
+BLOCK_TEXTS = 1_024
+BLOCK_CHARS = 2**20
 #: Repetition is looked for in the last part: an answer that loops loops until its end.
 LOOP_BYTES = 2_048
 #: Words are looked at in the first part only: the share of new ones falls as a text grows.
@@ -137,20 +141,38 @@ def measure_style(texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """Return the style of n texts, shape (n, len(STYLE_FEATURES)), finite for any text."""
     style = np.empty((len(STYLE_FEATURES), len(texts)), np.float32)
     if texts:
-        blocks = (texts[i : i + BLOCK_TEXTS] for i in range(0, len(texts), BLOCK_TEXTS))
-        quantities = _derive(_stack([_count(_join(block)) for block in blocks]))
+        tails: list[bytes] = []
+        counts = [_count(_join(block), tails) for block in _blocks(texts)]
+        quantities = _derive(_stack(counts) | {"offer": _find_offers(tails)})
         for column, feature in zip(style, STYLE_FEATURES, strict=True):
             column[:] = quantities[feature.name]
             _rescale(column, feature.scale)
     return np.ascontiguousarray(style.T)
 
 
+def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut `texts` into blocks of `BLOCK_TEXTS` and about `BLOCK_CHARS` at most."""
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    ends = np.cumsum(np.minimum(sizes, HEAD_CHARS + TAIL_CHARS))
+    start = 0
+    while start < len(texts):
+        before = ends[start - 1] if start else 0
+        stop = int(np.searchsorted(ends, before + BLOCK_CHARS, "right"))
+        stop = min(max(stop, start + 1), start + BLOCK_TEXTS)
+        yield texts[start:stop]
+        start = stop
+
+
 def _stack(blocks: Sequence[Counts]) -> Counts:
     return {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
 
 
-def _count(block: _Block) -> Counts:
-    """What has to be read from the bytes: whole numbers per text, shape (n,) or (classes, n)."""
+def _count(block: _Block, tails: list[bytes]) -> Counts:
+    """What has to be read from the bytes: whole numbers per text, shape (n,) or (classes, n).
+
+    The last bytes of every text are added to `tails`.
+    """
+    tails += [part[-OFFER_BYTES:] for part in block.parts]
     telling = _telling_positions(block.buffer)
     return {
         "length": block.length,
@@ -162,7 +184,6 @@ def _count(block: _Block) -> Counts:
         "packed": _count_packed(block),
         **_read_opening(block),
         "ending": _read_ending(block),
-        "offer": _find_offers(block),
     }
 
 
@@ -625,6 +646,8 @@ _OFFERS = (
     *("let me know", "feel free", "hope th", "happy to help", "ould you like"),
     *("お気軽に", "幸いです"),
 )
+#: RE2 takes a pattern for bytes as characters of Latin-1.
+_OFFER = "|".join(_OFFERS)
 _CLOSING_MARKS = ".!?:;)]}\"'`*|>。！？」』）】”’…"
 
 
@@ -688,19 +711,8 @@ def _is_one_of(codes: Ints, characters: str) -> Bools:
     return found
 
 
-def _find_offers(block: _Block) -> Ints:
-    """1 for a text with an offer near its end, else 0."""
-    tails = [part[-OFFER_BYTES:] for part in block.parts]
-    sizes = np.fromiter(map(len, tails), np.int64, len(tails))
-    joined, ends = b"\n".join(tails), np.cumsum(sizes + 1)
-    found = np.zeros(len(block), np.int64)
-    for phrase in _OFFERS:
-        found[np.searchsorted(ends, list(_find_all(joined, phrase.encode())), "right")] = 1
-    return found
-
-
-def _find_all(haystack: bytes, needle: bytes) -> Iterator[int]:
-    at = haystack.find(needle)
-    while at >= 0:
-        yield at
-        at = haystack.find(needle, at + len(needle))
+def _find_offers(tails: Sequence[bytes]) -> Ints:
+    """1 for a text with an offer in its last bytes, else 0."""
+    column = pa.array(tails, pa.binary())
+    found: Bools = pc.match_substring_regex(column, _OFFER).to_numpy(zero_copy_only=False)
+    return found.astype(np.int64)
