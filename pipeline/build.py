@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import time
+from concurrent.futures import Executor
+
 from detectors.bank import BankConfig, Material
 from detectors.reference import ReferenceConfig
-from pipeline.config import Config
+from pipeline.config import Config, NotifySettings
 from pipeline.core.answers import Embedding
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
@@ -15,6 +20,9 @@ from pipeline.encoders.transformer import TransformerEncoder
 from pipeline.prices import configured_table
 from pipeline.references import ReferenceKeeper
 from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.incidents import IncidentStore
+from pipeline.sinks.notifier import Notifier, build_destinations
+from pipeline.sinks.outbox import ClickHouseOutbox
 from pipeline.sinks.references import ReferenceStore
 from pipeline.sinks.requests import RequestStore
 from schemas.codec import CodecLimits
@@ -89,6 +97,24 @@ def build_embedding(config: Config) -> Embedding | None:
             return EncodedTexts(model, encoder.share)
         case "static":
             return EncodedTexts(StaticEncoder.load(), encoder.share)
+
+
+def build_notifier(
+    settings: NotifySettings, incidents: IncidentStore, executor: Executor
+) -> Notifier:
+    """Tells the configured destinations, from an outbox in ClickHouse; nothing runs yet.
+
+    Raises:
+        ConfigError: a destination cannot work as configured.
+    """
+    return Notifier(
+        build_destinations(settings),
+        ClickHouseOutbox(incidents, executor),
+        settings,
+        clock=time.time,
+        sleep=asyncio.sleep,
+        rng=random.Random(),  # noqa: S311 — jitter
+    )
 
 
 class Reader:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 from msgspec import structs
 
+from pipeline.cli_incident import incident
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, KizashiError
 
@@ -59,6 +60,9 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
     # What Kafka's client says while it tries again is for those who look for it.
     logging.getLogger("kafka").setLevel(logging.INFO if verbose else logging.CRITICAL)
     context.obj = lambda: load_config(config_file)
+
+
+cli.add_command(incident)
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:

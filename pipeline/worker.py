@@ -18,6 +18,7 @@ import msgspec
 from pipeline.build import (
     Reader,
     build_bank_config,
+    build_notifier,
     build_pricer,
     build_registry,
     build_step_config,
@@ -34,8 +35,7 @@ from pipeline.retry import Backoff
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.incidents import IncidentStore
-from pipeline.sinks.notifier import Notifier, build_destinations
-from pipeline.sinks.outbox import ClickHouseOutbox
+from pipeline.sinks.notifier import build_destinations
 from pipeline.sinks.requests import RequestStore
 from pipeline.topics import examine_topics, topic_epochs
 from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
@@ -148,17 +148,10 @@ class WorkerState:
             time.monotonic,
         )
         self.responder = Responder(
-            BookConfig(), incidents, lambda: self._make_notifier(incidents), self.executor
-        )
-
-    def _make_notifier(self, incidents: IncidentStore) -> Notifier:
-        return Notifier(
-            build_destinations(self.config.notify),
-            ClickHouseOutbox(incidents, self.executor),
-            self.config.notify,
-            clock=time.time,
-            sleep=asyncio.sleep,
-            rng=random.Random(),  # noqa: S311 — jitter
+            BookConfig(),
+            incidents,
+            lambda: build_notifier(config.notify, incidents, self.executor),
+            self.executor,
         )
 
     def _count(self, source: Source, counts: ChunkCounts) -> None:

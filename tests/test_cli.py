@@ -35,7 +35,17 @@ def run(home: Path, *arguments: str, **environment: str) -> subprocess.Completed
 def test_help_names_every_command(tmp_path: Path) -> None:
     shown = run(tmp_path, "--help")
     assert shown.returncode == 0
-    for name in ("config", "demo", "doctor", "init", "prices", "produce", "replay", "sql"):
+    for name in (
+        "config",
+        "demo",
+        "doctor",
+        "incident",
+        "init",
+        "prices",
+        "produce",
+        "replay",
+        "sql",
+    ):
         assert f"\n  {name} " in shown.stdout
 
 

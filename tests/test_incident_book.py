@@ -3,90 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from msgspec import structs
 
-from pipeline.incidents.book import BookConfig, Entry, IncidentBook
+from pipeline.incidents.book import Entry, IncidentBook
 from schemas.alarm import Alarm, Direction, Rate
 from schemas.incident import (
     Action,
     Cause,
-    Incident,
     Severity,
     Status,
     decode_incident,
     encode_incident,
 )
 from schemas.signal import Family, Signal
-from tests.support.alarms import CHANGE_MS, Traffic, clear, look_at, make_alarm, observe
-
-ERRORS = {"family": Family.ERROR, "signal": Signal.ERROR}
-NOBODY: Callable[[Alarm, Cause], tuple[str, ...]] = lambda alarm, cause: ()  # noqa: E731
-
-
-class Desk:
-    """A book, and the worlds it looks its alarms up in: one for each family."""
-
-    def __init__(self, config: BookConfig | None = None) -> None:
-        self.config = config or BookConfig()
-        self.book = IncidentBook(self.config)
-        self.worlds: dict[Family, list[Traffic]] = {}
-        self.looked_up = 0
-
-    def see(self, number: int, monitor: dict[str, str], **named: Any) -> list[Entry]:
-        """The alarm that the monitor raises in the world of its family, handled."""
-        family = named.get("family", Family.REFUSAL)
-        return self.handle(observe(self.worlds[family], number, monitor, **named))
-
-    def handle(self, alarm: Alarm) -> list[Entry]:
-        return self.book.handle(alarm, self._investigate, NOBODY)
-
-    def _investigate(self, alarm: Alarm, now_ms: int) -> Any:
-        self.looked_up += 1
-        return look_at(alarm, self.worlds[alarm.family])
-
-
-def desk_with(world: list[Traffic], family: Family = Family.REFUSAL, **config: int) -> Desk:
-    desk = Desk(BookConfig(**config))
-    desk.worlds[family] = world
-    return desk
-
-
-def world_of(*changed: tuple[dict[str, str], float], now: int = 500) -> list[Traffic]:
-    """Two providers in two regions, three tenants, two prompts; 1 % but for what has changed."""
-    kinds = [
-        {
-            "provider": p,
-            "request_model": f"{p}-1",
-            "region": r,
-            "tenant": t,
-            "prompt_name": n,
-            "prompt_version": "v1",
-            "route": "chat" if n == "ask" else "report",
-        }
-        for p in ("a", "b")
-        for r in ("eu", "us")
-        for t in ("t1", "t2", "t3")
-        for n in ("ask", "sum")
-    ]
-    return [
-        Traffic(
-            kind,
-            Rate(10, 1_000),
-            Rate(
-                round(next((r for s, r in changed if s.items() <= kind.items()), 0.01) * now), now
-            ),
-        )
-        for kind in kinds
-    ]
-
-
-def the(entries: list[Entry]) -> Entry:
-    (entry,) = entries
-    return entry
-
+from tests.support.alarms import CHANGE_MS, Traffic, clear, make_alarm, observe
+from tests.support.desk import ERRORS, Desk, desk_with, the, the_open, world_of
 
 # --- One cause ---------------------------------------------------------------------------------
 
@@ -111,11 +44,6 @@ def test_an_outage_that_many_monitors_see_is_one_incident() -> None:
         assert entry.incident.version == number
         assert entry.incident.cause.labels == {"provider": "b"}
     assert len(the_open(desk).alarms) == 6
-
-
-def the_open(desk: Desk) -> Incident:
-    (incident,) = desk.book.open
-    return incident
 
 
 def test_a_cause_that_was_named_too_narrowly_is_put_right() -> None:

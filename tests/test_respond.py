@@ -13,6 +13,7 @@ from pipeline.incidents.book import BookConfig
 from pipeline.incidents.explain import Investigation
 from pipeline.respond import Responder
 from schemas.alarm import Alarm, Direction, Rate, Transition
+from schemas.command import Command, Verb
 from schemas.incident import Action, Cause, Incident, Status
 from schemas.signal import Family, Signal
 
@@ -133,6 +134,27 @@ async def test_clickhouse_away_between_telling_and_storing(scene: Scene) -> None
     assert opened.version == 1
     assert scene.actions == [Action.TRIGGER]
     assert list(scene.incidents.stored) == [opened.incident_id]
+
+
+async def test_a_command_is_carried_out_once_whatever_fails_between(scene: Scene) -> None:
+    [opened] = await scene.responder.respond([ALARM])
+    command = Command(
+        command_id="c1",
+        verb=Verb.ACKNOWLEDGE,
+        incident_id=opened.incident_id,
+        time_ms=START_MS + 5_000,
+        by="aiko",
+    )
+    scene.incidents.failures = 1
+    with pytest.raises(SinkUnavailable):
+        await scene.responder.respond([command])
+    # The offset was not committed: a successor takes in the alarm and the command again.
+    await scene.responder.hand_over()
+    [acknowledged] = await scene.restart().respond([ALARM, command, command])
+    assert acknowledged.acknowledged_by == "aiko"
+    assert acknowledged.version == 2
+    assert await scene.restart().respond([command]) == []
+    assert list(scene.told.values()) == [Action.TRIGGER, Action.ACKNOWLEDGE]
 
 
 async def test_a_successor_resolves_what_it_took_over(scene: Scene) -> None:

@@ -53,11 +53,11 @@ def carry_out(incident: Incident, command: Command) -> tuple[Incident, Action] |
     if command.command_id in incident.commands:
         return None
     changed = _change(incident, command)
-    linked = _link(changed or incident, command)
+    linked = _link(incident if changed is None else _write_note(changed, command), command)
     if linked == incident:
         return None
     commands = (*incident.commands, command.command_id)[-COMMANDS:]
-    action = _ACTIONS.get(command.verb, Action.UPDATE) if changed else Action.UPDATE
+    action = Action.UPDATE if changed is None else _ACTIONS.get(command.verb, Action.UPDATE)
     return structs.replace(linked, commands=commands, via=command.via), action
 
 
@@ -84,9 +84,16 @@ def _change(incident: Incident, command: Command) -> Incident | None:
                 reopened_by=by,
             )
         case Verb.NOTE if command.text.strip():
-            note = Note(at, by, command.text.strip()[:TEXT_CHARS], command.via)
-            return structs.replace(incident, notes=(*incident.notes, note)[-NOTES:])
+            return incident
     return None
+
+
+def _write_note(incident: Incident, command: Command) -> Incident:
+    text = command.text.strip()[:TEXT_CHARS]
+    if not text:
+        return incident
+    note = Note(command.time_ms, command.by[:NAME_CHARS], text, command.via)
+    return structs.replace(incident, notes=(*incident.notes, note)[-NOTES:])
 
 
 def _taken_on(incident: Incident, at: int, by: str) -> Incident:

@@ -268,6 +268,35 @@ class IncidentStore:
         )
         return [decode_incident(row[0]) for row in rows]
 
+    def find(self, name: str, limit: int = 5) -> list[Incident]:
+        """Return the incident whose id is `name`, or else the first of those that begin with it."""
+        rows = self._store.rows(
+            "SELECT incident FROM incident_versions FINAL"
+            " WHERE startsWith(incident_id, {name:String})"
+            " ORDER BY incident_id != {name:String}, incident_id LIMIT {limit:UInt32}",
+            {"name": name, "limit": limit},
+        )
+        found = [decode_incident(row[0]) for row in rows]
+        return found[:1] if found and found[0].incident_id == name else found
+
+    def measure_stages(self, since_ms: int) -> list[dict[str, Any]]:
+        """Return, by symptom, how many incidents came to each stage and how soon, in seconds.
+
+        Those that only informed, and those that were a part of another, are not counted.
+        """
+        names, rows = self._store.query(
+            f"""
+            SELECT symptom, count() AS incidents,
+                   {", ".join(map(_stage_sql, ("detect", "acknowledge", "mitigate", "resolve")))}
+            FROM incident_versions FINAL
+            WHERE severity != 'info' AND merged_into = ''
+              AND opened_at >= {{since:DateTime64(3, 'UTC')}}
+            GROUP BY symptom ORDER BY symptom
+            """,  # noqa: S608 — as above
+            {"since": to_datetime(since_ms)},
+        )
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
     def save_notifications(self, notifications: Sequence[Notification]) -> None:
         """Store notifications in the state they are in; a later state replaces an earlier one."""
         self._store.insert_rows("notifications", [_notification_row(n) for n in notifications])
@@ -288,6 +317,15 @@ class IncidentStore:
             {"incident_id": incident_id},
         )
         return [decode_notification(row[0]) for row in rows]
+
+
+def _stage_sql(stage: str) -> str:
+    seconds = f"{stage}_s"
+    return (
+        f"count({seconds}) AS {stage}_count,"
+        f" quantileExactInclusiveOrNull(0.5)({seconds}) AS {stage}_s_p50,"
+        f" quantileExactInclusiveOrNull(0.9)({seconds}) AS {stage}_s_p90"
+    )
 
 
 def _compare(before: Sequence[Any], after: Sequence[Any]) -> tuple[Moved, ...]:

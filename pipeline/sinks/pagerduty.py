@@ -31,6 +31,8 @@ CLIENT = "Kizashi"
 ROUTING_KEY_CHARS = 32
 SUMMARY_CHARS = 1_024
 DEDUP_KEY_CHARS = 255
+#: What our keys begin with, and nobody else's.
+KEY_PREFIX = "kizashi/"
 _LABEL_CHARS = 200
 _PROSE_CHARS = 2_000
 _MESSAGE_CHARS = 300
@@ -127,8 +129,8 @@ class PagerDuty:
 def dedup_key(incident_id: str) -> str:
     """Return the key, at most 255 characters, that every event of the incident carries."""
     if _TAME_ID.fullmatch(incident_id):
-        return f"kizashi/{incident_id}"
-    return f"kizashi/sha256:{hashlib.sha256(incident_id.encode()).hexdigest()}"
+        return f"{KEY_PREFIX}{incident_id}"
+    return f"{KEY_PREFIX}sha256:{hashlib.sha256(incident_id.encode()).hexdigest()}"
 
 
 def build_event(notification: Notification, link: str = "") -> dict[str, Any]:
