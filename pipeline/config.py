@@ -238,6 +238,9 @@ class DetectionSettings(Section):
 class PagerDutySettings(Section):
     routing_key: SecretStr | None = None
     url: AnyHttpUrl = AnyHttpUrl("https://events.pagerduty.com/v2/enqueue")
+    #: Of a V3 webhook subscription. With it, what people do in PagerDuty is taken in at
+    #: `/hooks/pagerduty` of the page's server.
+    webhook_secret: Annotated[SecretStr, Field(min_length=8)] | None = None
     #: Incidents below this severity are stored but do not page.
     min_severity: Literal["critical", "error", "warning", "info"] = "warning"
 
@@ -341,6 +344,12 @@ class Config(BaseSettings):
                 f"detection.monitors is {self.detection.monitors}, but"
                 f" {len(self.ingest.groupings)} groupings may have {counted} monitors"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_webhook(self) -> Config:
+        if self.notify.pagerduty.webhook_secret is not None and not self.web.enabled:
+            raise ValueError("notify.pagerduty.webhook_secret: nothing listens; set web.enabled")
         return self
 
     def shown(self) -> dict[str, Any]:

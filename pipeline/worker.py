@@ -30,6 +30,7 @@ from pipeline.effects import EffectRunner, Publisher
 from pipeline.errors import ConfigError, Fenced, RetryableError
 from pipeline.incidents.book import BookConfig
 from pipeline.ingest import IngestLimits, Ingestor
+from pipeline.pagerduty_webhook import PagerDutyHook
 from pipeline.respond import Responder
 from pipeline.retry import Backoff
 from pipeline.sinks.clickhouse import Store
@@ -41,6 +42,7 @@ from pipeline.topics import examine_topics, topic_epochs
 from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
 from pipeline.watchdog import Watchdog
 from pipeline.web.front import Front
+from pipeline.web.server import Extension
 from schemas.alarm import Alarm
 from schemas.command import Command, decode_alarm_or_command
 from schemas.signal import Source
@@ -91,8 +93,15 @@ class WorkerState:
         self.store = store or Store(config.clickhouse)
         self.store.use_database()
         self.publisher = publisher
-        self.front = Front(config, time.time)
+        self.front = Front(config, time.time, extensions=self._extensions())
         self._build()
+
+    def _extensions(self) -> list[Extension]:
+        secret = self.config.notify.pagerduty.webhook_secret
+        if secret is None:
+            return []
+        publish = self.publisher.publish_commands
+        return [PagerDutyHook(secret.get_secret_value(), publish, time.time)]
 
     def _read_epochs(self) -> dict[str, str]:
         kafka = self.kafka
