@@ -123,8 +123,9 @@ class ClickHouseSettings(Section):
 class IngestSettings(Section):
     """The unit of work: a chunk is closed by whichever of its limits is reached first."""
 
-    chunk_events: Annotated[int, Field(ge=1, le=100_000)] = 10_000
-    chunk_bytes: Annotated[int, Field(ge=1_024)] = 8 * 1024 * 1024
+    #: A chunk is one part of ClickHouse's tables: what is twice as large is merged half as often.
+    chunk_events: Annotated[int, Field(ge=1, le=100_000)] = 20_000
+    chunk_bytes: Annotated[int, Field(ge=1_024)] = 24 * 1024 * 1024
     chunk_interval_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     chunk_span_s: Annotated[float, Field(gt=0)] = 60.0
     #: Bytes of records held in memory before the worker stops reading.
