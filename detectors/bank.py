@@ -28,6 +28,7 @@ import numpy.typing as npt
 from detectors.bank_family import Batch, FamilyGroup, Lead, Recovery
 from detectors.bank_packet import PacketView, read_packet
 from detectors.bank_rates import Material, RateFamilies
+from detectors.bank_resets import Announced, Change, PlannedChanges
 from detectors.bank_rows import UNKNOWN, MonitorRows
 from detectors.bank_shifts import ShiftFamilies
 from detectors.bank_verdicts import STATES, VerdictTable
@@ -36,6 +37,7 @@ from detectors.rate import RateDetectorConfig
 from detectors.reference import ReferenceConfig
 from detectors.shift import ShiftDetectorConfig
 from schemas.alarm import Alarm, State, Transition
+from schemas.control import Effect, Reset
 from schemas.monitor import Monitor, grouping_name, parse_grouping
 from schemas.signal import FIRST_TIME_MS, LAST_TIME_MS, REQUESTS, Family, Signal, SignalPacket
 
@@ -65,7 +67,7 @@ SUSPECTED_ALARMS = 10
 LEAST_LOG_EVIDENCE = -1e3
 
 #: Of the snapshot's form.
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,12 @@ class BankConfig:
 
 
 class Findings(NamedTuple):
-    """What one packet brought about: at most one table of each group, and alarms in order."""
+    """What one record brought about: at most one table of each group, and alarms in order."""
 
     verdicts: list[VerdictTable]
     alarms: list[Alarm]
+    #: Of planned changes.
+    effects: list[Effect]
 
 
 class _Open(msgspec.Struct):
@@ -142,6 +146,7 @@ class Bank:
         self._open: dict[tuple[int, int], _Open] = {}
         self._seen: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._watermark_ms = 0
+        self._planned = PlannedChanges()
 
     @property
     def log_threshold(self) -> float:
@@ -167,10 +172,10 @@ class Bank:
         view = read_packet(packet)
         found = self._monitors.find(view)
         if not self._advance(packet):
-            return Findings([], [])
+            return Findings([], [], [])
         rows, view = self._find_rows(found, view)
         if not len(rows):
-            return Findings([], [])
+            return Findings([], [], [])
         batch = self._make_batch(rows, view)
         tallies = [group.judge(batch) for group in self._groups.values()]
         step_ms = self._advance_time(rows, view.columns[LAST_TIME_MS])
@@ -180,7 +185,24 @@ class Bank:
         alarms += self._raise(packet, rows, evidence)
         self._learn(batch, tallies, evidence)
         alarms += self._clear_silent(packet, rows, step_ms)
-        return Findings(self._report(rows), alarms)
+        return Findings(self._report(rows), alarms, self._find_effects(rows))
+
+    def reset(self, order: Reset) -> Findings:
+        """Let the monitors that a planned change covers learn anew; ends their alarms.
+
+        Whoever calls sees to it that an order is taken in once: it has no source.
+        """
+        rows = np.array([row for m, row in self._monitors if order.covers(m)], np.int64)
+        for group in self._groups.values():
+            self._planned.announce(order.reset_id, rows.tolist(), group.read(rows))
+        covered = set(rows.tolist())
+        due = [key for key in self._open if key[0] in covered]
+        alarms = [self._clear(k, "planned", self._open[k].alarm.event_index) for k in due]
+        for group in self._groups.values():
+            group.reset(rows)
+            if order.models:
+                group.outdate(order.time_ms)
+        return Findings([], alarms, [])
 
     def _advance(self, packet: SignalPacket) -> bool:
         source = packet.source
@@ -255,6 +277,7 @@ class Bank:
         self._monitors.remove(rows)
         for group in self._groups.values():
             group.reset(rows)
+        self._planned.forget(rows.tolist())
         self._last_ms[rows] = self._verdict_minute[rows] = 0
 
     # Alarms
@@ -308,7 +331,7 @@ class Bank:
             at, slot = int(position[key[0]]), self._slots[key[1]]
             test, signal = opened.recovery, opened.alarm.signal
             if at >= 0 and slot.group.has_recovered(test, signal, tallies[slot.number], at):
-                cleared.append(self._clear(packet, key, "recovered"))
+                cleared.append(self._clear(key, "recovered", packet.source.last_offset))
         return cleared
 
     def _clear_silent(self, packet: SignalPacket, rows: Ints, step_ms: int) -> list[Alarm]:
@@ -322,9 +345,9 @@ class Bank:
             silent = opened.silent_ms + min(step_ms, MAX_SILENT_STEP_MS)
             opened.silent_ms = 0 if heard[row] else silent
         due = [k for k, o in self._open.items() if o.silent_ms >= self.config.no_traffic_ms]
-        return [self._clear(packet, key, "no_traffic") for key in due]
+        return [self._clear(key, "no_traffic", packet.source.last_offset) for key in due]
 
-    def _clear(self, packet: SignalPacket, key: tuple[int, int], reason: str) -> Alarm:
+    def _clear(self, key: tuple[int, int], reason: str, event_index: int) -> Alarm:
         opened = self._open.pop(key)
         row, family = key
         slot = self._slots[family]
@@ -332,7 +355,7 @@ class Bank:
         return msgspec.structs.replace(
             opened.alarm,
             transition=Transition.CLEARED,
-            event_index=packet.source.last_offset,
+            event_index=event_index,
             time_ms=max(self._watermark_ms, int(self._last_ms[row])),
             clear_reason=reason,
         )
@@ -364,6 +387,26 @@ class Bank:
         for row in recent[:SUSPECTED_ALARMS]:
             suspects |= self._monitors.overlap(rows, row)
         return suspects
+
+    def _find_effects(self, rows: Ints) -> list[Effect]:
+        waiting = self._planned.waiting(rows.tolist())
+        if not waiting:
+            return []
+        groups = [group.read(np.array(waiting)) for group in self._groups.values()]
+        return [self._make_effect(each) for each in self._planned.settle(waiting, groups)]
+
+    def _make_effect(self, change: Change) -> Effect:
+        monitor = self._monitors.monitor(change.row)
+        return Effect(
+            reset_id=change.reset_id,
+            time_ms=int(self._last_ms[change.row]),
+            grouping=grouping_name(monitor.grouping),
+            monitor=monitor.labels(),
+            family=change.family,
+            signal=change.signal,
+            before=change.before,
+            after=change.after,
+        )
 
     def _report(self, rows: Ints) -> list[VerdictTable]:
         """Verdicts of the monitors that entered a new minute."""
@@ -410,6 +453,7 @@ class Bank:
             open=[(*key, o) for key, o in self._open.items()],
             seen=[(*key, *position) for key, position in self._seen.items()],
             watermark_ms=self._watermark_ms,
+            announced=self._planned.announced,
             groups={
                 name: {part: _pack_arrays(arrays) for part, arrays in group.snapshot().items()}
                 for name, group in self._groups.items()
@@ -435,6 +479,7 @@ class Bank:
         bank._open = {(r, f): o for r, f, o in state.open}
         bank._seen = {(t, e, p): (last, part) for t, e, p, last, part in state.seen}
         bank._watermark_ms = state.watermark_ms
+        bank._planned.announced = state.announced
         if bank._groups.keys() != state.groups.keys():
             raise ValueError(f"a snapshot of {', '.join(state.groups)}")
         for name, group in bank._groups.items():
@@ -454,6 +499,7 @@ class _BankState(msgspec.Struct, forbid_unknown_fields=True):
     open: list[tuple[int, int, _Open]]
     seen: list[tuple[str, str, int, int, int]]
     watermark_ms: int
+    announced: dict[int, Announced]
     #: Group → part → its arrays.
     groups: dict[str, dict[str, _Packed]]
     signals: list[str]

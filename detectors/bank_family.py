@@ -98,6 +98,9 @@ class FamilyGroup(Protocol[Tally]):
     def reset(self, rows: Ints) -> None:
         """Forget all about these rows."""
 
+    def outdate(self, version: int) -> None:
+        """What was taken against references older than this version counts no more."""
+
     def read(self, rows: Ints) -> Readings:
         """Return where the signals of these rows stand."""
 

@@ -222,6 +222,9 @@ class RateFamilies(FamilyGroup[Tally]):
         self._reference.reset(streams)
         self._slow.reset(rows)
 
+    def outdate(self, version: int) -> None:
+        """Nothing: these references are learned here."""
+
     # Learning and reporting
 
     def learning(self, rows: Ints, family: int) -> Bools:

@@ -99,6 +99,10 @@ class ShiftFamilies(FamilyGroup[SumsView | None]):
     def _fits(self, view: SumsView) -> bool:
         return view.matrix.shape[1] == self._config.width and view.known > 0
 
+    def outdate(self, version: int) -> None:
+        if version > self._version:
+            self._start_anew(version)
+
     def _start_anew(self, version: int) -> None:
         self._version = version
         self.reset(np.arange(len(self._counts)))

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version
@@ -19,6 +20,9 @@ from msgspec import structs
 from pipeline.cli_incident import incident
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, KizashiError
+
+#: Of people, in UTC.
+TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
 
 
 def main() -> NoReturn:
@@ -311,6 +315,131 @@ def prices_load(file: Path, into: Path) -> None:
     from pipeline.prices import config_lines, install_table
 
     click.echo(config_lines(install_table(file, into)), nl=False)
+
+
+@cli.group()
+def reference() -> None:
+    """What is normal: fit it, look at it, keep a version, announce a planned change."""
+
+
+@reference.command("fit")
+@click.option("--model", "models", multiple=True, help="A request model [default: all].")
+@click.option("--since", type=TIME, help="Only answers from then on.")
+@click.option("--until", type=TIME, help="Only answers up to then.")
+@click.option("--with-alarms", is_flag=True, help="Also answers from times of alarm.")
+@click.option("--json", "as_json", is_flag=True, help="An object per model.")
+@configured
+def reference_fit(
+    config: Config,
+    models: tuple[str, ...],
+    since: dt.datetime | None,
+    until: dt.datetime | None,
+    with_alarms: bool,
+    as_json: bool,
+) -> None:
+    """Fit references to stored answers now. A new version is in force unless one is pinned."""
+    from pipeline.referencing import Span, fit_now, open_desk, render_outcomes
+
+    span = Span(_to_ms(since), _to_ms(until), with_alarms)
+    with open_desk(config) as desk:
+        outcomes = fit_now(config, desk, models, _now_ms(), span)
+    click.echo(render_outcomes(outcomes, as_json=as_json), nl=False)
+    if not outcomes or any(each.line is None for each in outcomes):
+        sys.exit(1)
+
+
+@reference.command("list")
+@click.option("--model", help="Only this request model.")
+@click.option("--json", "as_json", is_flag=True, help="An object per version.")
+@configured
+def reference_list(config: Config, model: str | None, as_json: bool) -> None:
+    """List every version of every model, and say which is in force."""
+    from pipeline.referencing import list_lines, open_desk, render_lines
+
+    with open_desk(config) as desk:
+        lines = list_lines(desk, model)
+    click.echo(render_lines(lines, as_json=as_json), nl=False)
+
+
+@reference.command("show")
+@click.argument("model")
+@click.option("--version", "name", help="A version, or its beginning [default: the one in force].")
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+@configured
+def reference_show(config: Config, model: str, name: str | None, as_json: bool) -> None:
+    """Describe a reference: what it rests on, what the prompt explains, what is left."""
+    from pipeline.referencing import describe, open_desk, render_description
+
+    with open_desk(config) as desk:
+        description = describe(desk, model, name)
+    click.echo(render_description(description, as_json=as_json), nl=False)
+
+
+@reference.command("pin")
+@click.argument("model")
+@click.option("--version", "name", help="A version, or its beginning [default: the one in force].")
+@click.option("--none", "unpinned", is_flag=True, help="Let the newest version count again.")
+@click.option("--json", "as_json", is_flag=True, help="An object per version in force.")
+@configured
+def reference_pin(
+    config: Config, model: str, name: str | None, unpinned: bool, as_json: bool
+) -> None:
+    """Keep a version in force: nothing is fitted by itself until it is unpinned or reset."""
+    from pipeline.referencing import open_desk, pin, render_lines, unpin
+
+    if unpinned and name is not None:
+        raise click.UsageError("--none and --version exclude each other")
+    with open_desk(config) as desk:
+        pinned = unpin(desk, model, _now_ms()) if unpinned else [pin(desk, model, name, _now_ms())]
+    click.echo(render_lines(pinned, as_json=as_json), nl=False)
+
+
+@reference.command("reset")
+@click.option("--model", "models", multiple=True, help="All traffic of a request model.")
+@click.option("--grouping", help="Dimensions of one slice, such as route or prompt_name.")
+@click.option("--value", "values", multiple=True, help="Its values, one for each dimension.")
+@click.option("--incident", help="The monitors that an incident is about.")
+@click.option("--note", default="", help="What changes; is kept with the order.")
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+@configured
+def reference_reset(
+    config: Config,
+    models: tuple[str, ...],
+    grouping: str | None,
+    values: tuple[str, ...],
+    incident: str | None,
+    note: str,
+    as_json: bool,
+) -> None:
+    """Announce a planned change: what it touches learns anew, and its alarms end.
+
+    What the change did is reported instead of paged: see `kizashi reference effects`.
+    """
+    from pipeline.referencing import choose_slices, render_reset, reset
+
+    slices = choose_slices(config, models, grouping, values, incident)
+    order = reset(config.kafka, slices, note, _now_ms())
+    click.echo(render_reset(order, as_json=as_json), nl=False)
+
+
+@reference.command("effects")
+@click.option("--json", "as_json", is_flag=True, help="An object per rate.")
+@configured
+def reference_effects(config: Config, as_json: bool) -> None:
+    """Say what planned changes did, the latest first."""
+    from pipeline.referencing import open_desk, render_effects
+
+    with open_desk(config) as desk:
+        effects = desk.list_effects()
+    click.echo(render_effects(effects, as_json=as_json), nl=False)
+
+
+def _now_ms() -> int:
+    return round(time.time() * 1000)
+
+
+def _to_ms(moment: dt.datetime | None) -> int | None:
+    return None if moment is None else round(moment.replace(tzinfo=dt.UTC).timestamp() * 1000)
 
 
 @cli.group("dashboards")

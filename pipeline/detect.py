@@ -5,7 +5,8 @@ its position are enough: after a crash it is read back and the signals after it
 are taken in again, with the same verdicts and alarms.
 
 Delivery guarantee: state exactly once; verdicts and alarms at least once, and
-idempotent: the same rows, the same alarm ids.
+idempotent: the same rows, the same alarm ids. A planned change (`schemas.control`) is a
+record of the log like any other, and takes effect at its place.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from detectors.bank_verdicts import VerdictTable
 from pipeline.core.chunk import Record
 from pipeline.sinks.detections import DetectionStore
 from schemas.alarm import Alarm
-from schemas.signal import decode_packet
+from schemas.control import Effect, Reset, decode_signals
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class _Owned:
     # What the bank has said and is not yet known to be stored and published.
     verdicts: list[VerdictTable] = field(default_factory=list)
     alarms: list[Alarm] = field(default_factory=list)
+    resets: list[Reset] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
 
 
 class DetectorRunner:
@@ -75,12 +78,18 @@ class DetectorRunner:
                 self._update(owned, record)
         self._store.store_verdicts(owned.verdicts)
         self._store.store_alarms(owned.alarms)
+        self._store.store_resets(owned.resets)
+        self._store.store_effects(owned.effects)
         return list(owned.alarms)
 
     def settle(self, partition: int) -> int | None:
         """Forget what has been published; returns the offset to commit when a snapshot was due."""
         owned = self._owned[partition]
-        quiet = not owned.alarms and self._clock() - owned.saved_s < self._interval_s
+        quiet = (
+            not owned.alarms
+            and not owned.resets
+            and self._clock() - owned.saved_s < self._interval_s
+        )
         if not quiet and owned.position > owned.saved_position:
             self._store.save_snapshot(
                 self._topic, self._epoch, partition, owned.position, owned.bank.snapshot()
@@ -88,18 +97,26 @@ class DetectorRunner:
             owned.saved_s, owned.saved_position = self._clock(), owned.position
         owned.verdicts.clear()
         owned.alarms.clear()
+        owned.resets.clear()
+        owned.effects.clear()
         return None if quiet else owned.saved_position + 1
 
     def _update(self, owned: _Owned, record: Record) -> None:
         owned.position = record.offset
         try:
-            verdicts, alarms = owned.bank.update(decode_packet(record.value or b""))
+            order = decode_signals(record.value or b"")
+            if isinstance(order, Reset):
+                findings = owned.bank.reset(order)
+                owned.resets.append(order)
+            else:
+                findings = owned.bank.update(order)
         except (msgspec.MsgspecError, ValueError) as error:
             # Only another program can have written it; there is nothing to keep.
             logger.warning("the signal at offset %d is none of ours: %s", record.offset, error)
             return
-        owned.verdicts += verdicts
-        owned.alarms += alarms
+        owned.verdicts += findings.verdicts
+        owned.alarms += findings.alarms
+        owned.effects += findings.effects
 
     def _restore(self, partition: int, state: bytes) -> Bank:
         try:

@@ -10,7 +10,8 @@
     │   └── DeliveryDeferred    a destination asks to be called again
     └── PermanentError      the same call will always fail: do not retry
         ├── RowsRefused         ClickHouse will never take these rows
-        └── DeliveryRefused     a destination will never take this message
+        ├── DeliveryRefused     a destination will never take this message
+        └── Unfittable          these answers bear no reference
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class DeliveryDeferred(RetryableError):
 
 class RowsRefused(PermanentError):
     """ClickHouse answered that it will never take these rows."""
+
+
+class Unfittable(PermanentError):
+    """Too few answers for a reference, or too much alike."""
 
 
 class DeliveryRefused(PermanentError):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from detectors.bank import Bank
+from detectors.bank import Bank, Findings
 from pipeline.build import (
     Reader,
     build_bank_config,
@@ -31,6 +31,7 @@ from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.requests import RequestStore
 from schemas.alarm import Alarm
 from schemas.command import Command
+from schemas.control import Reset
 from schemas.incident import Incident
 from schemas.signal import Source
 
@@ -90,6 +91,13 @@ class LocalPipeline:
             news += self._feed_chunk(records[start : start + size], now_ms)
         return news
 
+    def reset(self, order: Reset) -> list[Alarm | Incident]:
+        """Take a planned change for normal from here on; returns the alarms that it ends."""
+        self._detections.store_resets([order])
+        if self._reader.keeper is not None:
+            self._reader.keeper.refresh()
+        return self._note_findings(self._bank.reset(order))
+
     def finish(self, now_ms: int) -> list[Alarm | Incident]:
         """Resolve what has been clear; call it once, at the end of the input."""
         return [e.incident for e in self._note(self._book.tick(self._watermark_ms + END_MS))]
@@ -145,13 +153,18 @@ class LocalPipeline:
         for packet in effects.packets.get(0, ()):
             findings = self._bank.update(packet)
             verdicts += findings.verdicts
-            self._detections.store_alarms(findings.alarms)
-            for alarm in findings.alarms:
-                news.append(alarm)
-                news += self._respond(alarm)
+            news += self._note_findings(findings)
             self._watermark_ms = max(self._watermark_ms, packet.last_time_ms)
             news += [e.incident for e in self._note(self._book.tick(self._watermark_ms))]
         self._detections.store_verdicts(verdicts)
+        return news
+
+    def _note_findings(self, findings: Findings) -> list[Alarm | Incident]:
+        self._detections.store_alarms(findings.alarms)
+        self._detections.store_effects(findings.effects)
+        news: list[Alarm | Incident] = []
+        for alarm in findings.alarms:
+            news += [alarm, *self._respond(alarm)]
         return news
 
     def _respond(self, alarm: Alarm) -> list[Incident]:

@@ -91,7 +91,8 @@ class Alarm(Struct, frozen=True, kw_only=True):
     #: For a fingerprint, where the mean went, in standard deviations of each direction. Its
     #: rates count answers that lie further that way than one in ten did before.
     shift: tuple[float, ...] = ()
-    #: Why it cleared: ``recovered`` or ``no_traffic``; empty for a raise.
+    #: Why it cleared: ``recovered``, ``no_traffic``, or ``planned`` (see `schemas.control`);
+    #: empty for a raise.
     clear_reason: str = ""
 
 

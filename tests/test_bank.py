@@ -216,7 +216,7 @@ def test_a_packet_that_was_taken_in_before_changes_nothing() -> None:
     packets = [stream.next_packet(("support",), 50, refusals=0.3) for _ in range(20)]
     assert [a for p in packets for a in stream.bank.update(p).alarms]
     after = stream.bank.snapshot()
-    assert [stream.bank.update(p) for p in packets] == [([], [])] * 20
+    assert [stream.bank.update(p) for p in packets] == [([], [], [])] * 20
     assert stream.bank.snapshot() == after
 
 
@@ -293,8 +293,8 @@ def test_a_monitor_that_stands_twice_in_a_packet_is_refused() -> None:
 
 def test_a_packet_without_requests_only_moves_the_position() -> None:
     bank = Bank(CONFIG)
-    assert bank.update(packet(1, [counts("support", 0, START_MS)])) == ([], [])
-    assert bank.update(packet(2, [])) == ([], [])
+    assert bank.update(packet(1, [counts("support", 0, START_MS)])) == ([], [], [])
+    assert bank.update(packet(2, [])) == ([], [], [])
     assert bank.monitors == 0
 
 
@@ -496,7 +496,7 @@ def test_a_restored_bank_goes_on_bit_for_bit(seed: int, cuts: set[int]) -> None:
         if at in cuts:
             resumed = Bank.restore(SMALL, resumed.snapshot())
             for again in packets[max(0, at - 3) : at]:
-                assert resumed.update(again) == ([], [])
+                assert resumed.update(again) == ([], [], [])
         expected = read(whole.update(each))
         assert read(resumed.update(each)) == expected
         raised += len(expected[1])

@@ -26,11 +26,11 @@ from pipeline.core.answers import ANSWER_WIDTH, PROMPT_WIDTH
 from pipeline.core.chunk import ListColumn
 from pipeline.core.fingerprints import FIT
 from pipeline.errors import SinkUnavailable
-from pipeline.references import HOUR_MS, ReferenceKeeper
+from pipeline.references import FIRST_RETRY_MS, HOUR_MS, ReferenceKeeper
 from pipeline.sinks import clickhouse
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
-from pipeline.sinks.references import ALARM_MS, ReferenceStore, StoredReference
+from pipeline.sinks.references import ALARM_MS, ReferenceStore, Stamp, StoredReference
 from schemas.clickhouse import read_migrations
 from schemas.signal import Family, Signal
 from tests.support.alarms import clear, make_alarm
@@ -59,7 +59,7 @@ def migrated(embedded_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def store(migrated: Store) -> Store:
     """An empty store. To empty one takes a tenth of the time that it takes to make one."""
-    for table in ("answer_samples", "references", "alarms"):
+    for table in ("answer_samples", "references", "alarms", "reference_orders", "planned_effects"):
         migrated.truncate(table)
     return migrated
 
@@ -122,6 +122,10 @@ def stored_at(fitted_ms: int, model: str = MODEL, seed: int = 5) -> StoredRefere
     return StoredReference(model, fitted_ms, FIRST_MS, FIRST_MS + 7, fit(seed))
 
 
+def in_force(references: ReferenceStore) -> list[StoredReference]:
+    return references.load(EMBEDDING, references.read_standings(EMBEDDING))
+
+
 def assert_same(one: FingerprintReference, other: FingerprintReference) -> None:
     assert to_bytes(one) == to_bytes(other)
 
@@ -161,7 +165,7 @@ def test_a_schema_without_answers_is_brought_up_to_date(
     names = "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = "
     for table in ("requests", "answer_samples", "references"):
         assert store.rows(f"{names}'{table}'") == fresh.rows(f"{names}'{table}'") != []
-    assert ReferenceStore(store).latest(EMBEDDING) == 0
+    assert ReferenceStore(store).latest(EMBEDDING) == Stamp()
     fresh.close()
     store.close()
 
@@ -188,8 +192,8 @@ def test_where_nothing_is_stored_nothing_is_found(references: ReferenceStore) ->
     assert samples.prompts.shape == (0, PROMPT_WIDTH)
     assert samples.answers.shape == (0, ANSWER_WIDTH)
     assert references.count_samples(EMBEDDING) == {}
-    assert references.latest(EMBEDDING) == 0
-    assert references.load(EMBEDDING) == []
+    assert references.latest(EMBEDDING) == Stamp()
+    assert in_force(references) == []
     assert not references.has_open_alarm(NOW_MS)
 
 
@@ -233,13 +237,13 @@ def test_a_reference_comes_back_as_it_was_saved(references: ReferenceStore) -> N
     for some in ([new, other], [old], [new]):
         references.save(EMBEDDING, some)
     references.save("theirs", [stored_at(NOW_MS + 9)])
-    loaded = {s.request_model: s for s in references.load(EMBEDDING)}
+    loaded = {s.request_model: s for s in in_force(references)}
     assert loaded.keys() == {MODEL, "another"}
     for expected in (new, other):
         found = loaded[expected.request_model]
         assert found[:4] == expected[:4]
         assert_same(found.reference, expected.reference)
-    assert references.latest(EMBEDDING) == NOW_MS
+    assert references.latest(EMBEDDING) == Stamp(fitted_ms=NOW_MS)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,7 @@ def test_a_reference_that_cannot_be_used_is_passed_over(
     row = "INSERT INTO references (request_model, embedding, fitted_at, reference)"
     text = b64encode(raw).decode()
     store.rows(f"{row} SELECT '{MODEL}', '{EMBEDDING}', now64(3), '{text}'")
-    assert [s.request_model for s in references.load(EMBEDDING)] == ["another"]
+    assert [s.request_model for s in in_force(references)] == ["another"]
     assert f"the reference of {MODEL} is fitted anew" in caplog.text
 
 
@@ -406,8 +410,20 @@ def test_too_few_answers_outside_alarms_are_too_few(store: Store, keeper: Refere
     alarm = raise_alarm(store, 1, {}, change_time_ms=from_ms, time_ms=from_ms + 1)
     assert keeper.fit_due(NOW_MS) == []
     DetectionStore(store).store_alarms([clear(alarm, from_ms + 10 * STEP_MS)])
-    (fitted,) = keeper.fit_due(NOW_MS)
+    assert keeper.fit_due(NOW_MS + FIRST_RETRY_MS - 1) == [], "it costs a read of all its answers"
+    (fitted,) = keeper.fit_due(NOW_MS + FIRST_RETRY_MS)
     assert fitted.reference.n == 250 - 11
+
+
+def test_what_cannot_be_fitted_is_tried_ever_less_often(
+    store: Store, keeper: ReferenceKeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_samples(store, 200, alike=True)
+    with caplog.at_level(logging.WARNING):
+        for ten_seconds in range(6 * 60 * 48):
+            keeper.fit_due(NOW_MS + ten_seconds * 10_000)
+    # After 10, 20, 40, 80, 160, 320 minutes, and then every 12 hours; not 17,280 times.
+    assert 7 <= caplog.text.count(f"no reference of {MODEL}") <= 11
 
 
 def test_a_model_that_cannot_be_fitted_is_a_warning(

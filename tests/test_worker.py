@@ -13,6 +13,9 @@ import pytest
 
 from pipeline.config import TopicSettings
 from pipeline.producing import produce
+from pipeline.referencing import reset
+from pipeline.sinks.references import ReferenceStore
+from schemas.monitor import Dimension
 from tests.support.clickhouse import ClickHouseServer
 from tests.support.kafka import KafkaServer, consume, settings_for
 from tests.support.pagerduty import ROUTING_KEY, FakePagerDuty
@@ -266,6 +269,43 @@ def refusing_hour(now_s: float) -> Iterator[bytes]:
             **{
                 "event.time": now_s - 3_600 + i * 0.6,
                 "gateway.refusal": chance(i, 7) < (0.5 if refusing else 0.01),
+                "error.type": None,
+            },
+        )
+
+
+def test_a_planned_change_is_taken_in_without_a_restart(stack: Stack) -> None:
+    """It refuses from minute 20 on and for good: an alarm, until somebody says it is meant so."""
+    stack.worker()
+    now_s = time.time()
+    produce(stack.kafka, refusing_for_good(now_s, range(1)))
+    # What waits for a worker is read partition by partition, and in no order of time.
+    stack.wait(lambda: stack.count("SELECT count() FROM requests") > 0, 60, "the first event")
+    produce(stack.kafka, list(refusing_for_good(now_s, range(1, 3_000))), speed=120)
+    alarmed = "SELECT count() FROM alarms WHERE monitor['route'] = 'route-0'"
+    stack.wait(lambda: stack.count(alarmed) > 0, 90, "the alarm")
+    order = reset(stack.kafka, [{Dimension.ROUTE: "route-0"}], "a stricter prompt", 1)
+    planned = f"{alarmed} AND transition = 'cleared' AND alarm LIKE '%\"planned\"%'"
+    stack.wait(lambda: stack.count(planned) > 0, 60, "its end")
+    produce(stack.kafka, list(refusing_for_good(now_s, range(3_000, 5_500))), speed=240)
+    told = "SELECT count() FROM planned_effects WHERE signal = 'refusal'"
+    stack.wait(lambda: stack.count(told) > 0, 60, "its effect")
+    effects = ReferenceStore(stack.store).list_effects()
+    (effect,) = [e for e in effects if e.signal == "refusal" and e.monitor == {"route": "route-0"}]
+    assert (effect.order_id, effect.note) == (order.reset_id, "a stricter prompt")
+    assert effect.before.value < 0.05
+    assert effect.after.value > 0.4
+    assert stack.count(f"{alarmed} AND transition = 'raised'") == stack.count(planned)
+
+
+def refusing_for_good(now_s: float, numbers: range) -> Iterator[bytes]:
+    for i in numbers:
+        yield event(
+            i,
+            now_s,
+            **{
+                "event.time": now_s - 3_900 + i * 0.6,
+                "gateway.refusal": chance(i, 7) < (0.6 if i >= 2_000 and i % 5 == 0 else 0.01),
                 "error.type": None,
             },
         )

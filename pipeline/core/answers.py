@@ -27,6 +27,7 @@ Ints = npt.NDArray[np.int64]
 PROMPT_COMPONENTS = 32
 PROMPT_WIDTH = PROMPT_COMPONENTS + len(STYLE_FEATURES)
 ANSWER_WIDTH = len(STYLE_FEATURES) + 1
+ANSWER_NAMES = (*(feature.name for feature in STYLE_FEATURES), "likeness to the prompt")
 
 
 class Embedding(Protocol):

@@ -19,7 +19,8 @@ from pipeline.core.chunk import CodedColumn, Columns, code_values
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.times import to_datetime
 from schemas.alarm import Alarm, encode_alarm
-from schemas.monitor import DIMENSIONS, grouping_name
+from schemas.control import Effect, Reset
+from schemas.monitor import DIMENSIONS, Dimension, grouping_name
 
 
 class DetectionStore:
@@ -51,6 +52,47 @@ class DetectionStore:
                     "alarm": encode_alarm(a).decode(),
                 }
                 for a in alarms
+            ],
+        )
+
+    def store_resets(self, resets: Sequence[Reset]) -> None:
+        """Store planned changes; every signals partition stores the same rows."""
+        self._store.insert_rows(
+            "reference_orders",
+            [
+                {
+                    "order_id": each.reset_id,
+                    "ordered_at": to_datetime(each.time_ms),
+                    "action": "reset",
+                    "slice": {dimension.value: value for dimension, value in labels.items()},
+                    "request_model": labels[Dimension.REQUEST_MODEL]
+                    if labels.keys() == {Dimension.REQUEST_MODEL}
+                    else "",
+                    "note": each.note,
+                }
+                for each in resets
+                for labels in each.slices
+            ],
+        )
+
+    def store_effects(self, effects: Sequence[Effect]) -> None:
+        """Store what planned changes did."""
+        self._store.insert_rows(
+            "planned_effects",
+            [
+                {
+                    "order_id": e.reset_id,
+                    "time": to_datetime(e.time_ms),
+                    "grouping": e.grouping,
+                    "monitor": e.monitor,
+                    "family": e.family.value,
+                    "signal": e.signal.value,
+                    "before_count": e.before.count,
+                    "before_total": e.before.total,
+                    "after_count": e.after.count,
+                    "after_total": e.after.total,
+                }
+                for e in effects
             ],
         )
 
