@@ -143,6 +143,8 @@ class Bank:
         self._monitors = MonitorRows()
         self._last_ms: Ints = np.zeros(0, np.int64)
         self._verdict_minute: Ints = np.zeros(0, np.int64)
+        #: When a planned change of the monitor was last announced, by the watermark.
+        self._planned_ms: Ints = np.zeros(0, np.int64)
         self._open: dict[tuple[int, int], _Open] = {}
         self._seen: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._watermark_ms = 0
@@ -202,6 +204,7 @@ class Bank:
             group.reset(rows)
             if order.models:
                 group.outdate(order.time_ms)
+        self._planned_ms[rows] = self._watermark_ms
         return Findings([], alarms, [])
 
     def _advance(self, packet: SignalPacket) -> bool:
@@ -265,6 +268,7 @@ class Bank:
         blank = np.zeros(extra, np.int64)
         self._last_ms = np.concatenate([self._last_ms, blank])
         self._verdict_minute = np.concatenate([self._verdict_minute, blank])
+        self._planned_ms = np.concatenate([self._planned_ms, blank])
 
     def _evict(self, most: int, keep: Ints) -> None:
         # The longest silent go first; one that stands alarmed, or is in this packet, stays.
@@ -278,7 +282,7 @@ class Bank:
         for group in self._groups.values():
             group.reset(rows)
         self._planned.forget(rows.tolist())
-        self._last_ms[rows] = self._verdict_minute[rows] = 0
+        self._last_ms[rows] = self._verdict_minute[rows] = self._planned_ms[rows] = 0
 
     # Alarms
 
@@ -383,9 +387,12 @@ class Bank:
         opened = [(row, o.alarm) for (row, each), o in self._open.items() if each == family]
         since = self._watermark_ms - SUSPICION_MS
         recent = [row for row, alarm in opened if alarm.time_ms >= since]
-        suspects: Bools = np.isin(rows, [row for row, _ in opened])
+        suspects: Bools = np.zeros(len(rows), np.bool_)
         for row in recent[:SUSPECTED_ALARMS]:
             suspects |= self._monitors.overlap(rows, row)
+        # Where a change was announced, what others see of it is meant to be learned.
+        suspects &= (self._planned_ms[rows] == 0) | (self._planned_ms[rows] < since)
+        suspects |= np.isin(rows, [row for row, _ in opened])
         return suspects
 
     def _find_effects(self, rows: Ints) -> list[Effect]:
@@ -450,6 +457,7 @@ class Bank:
             rows=self._monitors.capacity,
             last_ms=self._last_ms.tolist(),
             verdict_minute=self._verdict_minute.tolist(),
+            planned_ms=self._planned_ms.tolist(),
             open=[(*key, o) for key, o in self._open.items()],
             seen=[(*key, *position) for key, position in self._seen.items()],
             watermark_ms=self._watermark_ms,
@@ -476,6 +484,7 @@ class Bank:
         bank._monitors.restore(state.rows, state.free, monitors)
         bank._last_ms = np.array(state.last_ms, np.int64)
         bank._verdict_minute = np.array(state.verdict_minute, np.int64)
+        bank._planned_ms = np.array(state.planned_ms, np.int64)
         bank._open = {(r, f): o for r, f, o in state.open}
         bank._seen = {(t, e, p): (last, part) for t, e, p, last, part in state.seen}
         bank._watermark_ms = state.watermark_ms
@@ -496,6 +505,7 @@ class _BankState(msgspec.Struct, forbid_unknown_fields=True):
     rows: int
     last_ms: list[int]
     verdict_minute: list[int]
+    planned_ms: list[int]
     open: list[tuple[int, int, _Open]]
     seen: list[tuple[str, str, int, int, int]]
     watermark_ms: int

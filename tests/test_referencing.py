@@ -44,12 +44,12 @@ from pipeline.sinks.references import ReferenceStore
 from pipeline.topics import create_topics
 from schemas.alarm import Rate
 from schemas.control import Effect, Reset, decode_signals
-from schemas.incident import Cause, Incident, Severity, Status
 from schemas.monitor import Dimension
 from schemas.signal import Family, MonitorCounts, Signal, Source
 from tests.support.alarms import make_alarm
 from tests.support.kafka import KafkaServer, consume, settings_for
 from tests.support.packets import make_counts, make_packet
+from tests.support.pagerduty import make_incident
 from tests.test_references import (
     EMBEDDING,
     FIRST_MS,
@@ -271,20 +271,7 @@ def test_slices_are_chosen_by_model_by_values_or_by_incident(store: Store, confi
         make_alarm(i, monitor)
         for i, monitor in enumerate(({"route": "support"}, {"tenant": "a"}, {"route": "support"}))
     )
-    incident = Incident(
-        incident_id="inc-1",
-        version=1,
-        status=Status.OPEN,
-        severity=Severity.WARNING,
-        family=Family.REFUSAL,
-        opened_ms=NOW_MS,
-        updated_ms=NOW_MS,
-        change_time_ms=NOW_MS,
-        summary="",
-        suggestion="",
-        cause=Cause({}, 1.0, Rate(1, 2), Rate(1, 2)),
-        alarms=alarms,
-    )
+    incident = make_incident("inc-1", alarms=alarms)
     IncidentStore(store).save(incident)
     chosen = choose_slices(config, ("gpt-4o",), "route,tenant", ("x", "a, b"), "inc-1")
     assert chosen == [
@@ -400,6 +387,35 @@ def feed_search(bank: Bank) -> list[str]:
         found = bank.update(make_packet(Source("e", "e", 0, at, at), 0, ("route",), counts))
         news += [f"{a.monitor['route']} {a.transition}" for a in found.alarms]
     return news
+
+
+@pytest.mark.parametrize("announced", [59, 75], ids=["before it is seen", "after"])
+def test_what_others_see_of_a_planned_change_does_not_keep_it_from_being_learned(
+    announced: int,
+) -> None:
+    """A tenant that saw the change as well stands alarmed, and is not in the slice."""
+    bank = Bank(BankConfig())
+    groupings = ("route", "tenant")
+
+    def run(steps: range, refused: float) -> list[str]:
+        rng, news = np.random.default_rng(1), []
+        for at in steps:
+            count = int(rng.binomial(50, refused))
+            counts = [
+                make_counts((v,), 50, NOW_MS + at * 10_000, grouping=g, refusals=count)
+                for g, v in enumerate(("support", "acme"))
+            ]
+            found = bank.update(make_packet(Source("e", "e", 0, at, at), 0, groupings, counts))
+            news += [f"{dict(a.monitor)} {a.transition}" for a in found.alarms]
+            news += [e.signal for e in found.effects]
+        return news
+
+    run(range(60), 0.02)
+    run(range(60, announced), 0.4)
+    bank.reset(Reset(reset_id="r", time_ms=NOW_MS, slices=({Dimension.ROUTE: "support"},)))
+    news = run(range(announced, 100), 0.4)
+    assert [each for each in news if "raised" not in each] == ["refusal", "error", "truncation"]
+    assert [a.monitor for a in bank.open_alarms] == [{"tenant": "acme"}]
 
 
 def test_a_reset_of_what_nobody_has_seen_changes_nothing() -> None:
