@@ -7,7 +7,6 @@ commits by itself, when the effects of what it commits are stored.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import faust
-from threadpoolctl import threadpool_limits
 
 from pipeline.config import Config, KafkaSettings
 from pipeline.core.chunk import DeadLetter
 from pipeline.errors import SinkUnavailable
+from pipeline.process import settle_process
 from pipeline.topics import bootstrap_addresses, check_transport, tls_context
 from pipeline.worker import WorkerState
 from schemas.alarm import Alarm, encode_alarm
@@ -178,28 +177,6 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
     app.timer(REFERENCES_S)(state.keep_references)
     app.on_before_shutdown.connect(stop_notifying)
     return app
-
-
-def settle_process() -> None:
-    """Set up what belongs to the process as a whole, when everything is imported and built.
-
-    NumPy's algebra gets one thread: our matrices are small, and the threads of a pool
-    mostly spin and wait for each other. Fitting eight references took ten times the
-    processor time with two.
-    """
-    threadpool_limits(1, user_api="blas")
-    calm_garbage_collector()
-
-
-def calm_garbage_collector() -> None:
-    """Look for cycles a hundred times less often, and not among what is here to stay.
-
-    The events of a chunk refer to no other object: looking through them costs a third
-    of reading them, and finds nothing.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
 
 
 def run_worker(config: Config) -> NoReturn:
