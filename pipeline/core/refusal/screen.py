@@ -102,24 +102,34 @@ def _between(column: pa.StringArray, before: str, after: str) -> pa.StringArray:
 # --- Declines -----------------------------------------------------------------------
 
 _NEGATION = f" (?:{english.NEGATION})[ .,!;]"
+#: RE2's \w is ASCII.
+_WORDING = "|".join(
+    wording.pattern.replace(r"\w", "[^ ]")
+    for wording in (english.POLICY, english.SERMON, english.UNINFORMED)
+)
 #: Who may speak right before the negation …
 _SPEAKER = f"^| (?:{_any_of(sorted(english.SPEAKER | english.SELF | {'we', 'we are'}))})"
+_SPOKEN = f"(?:{_SPEAKER}){_NEGATION}|{_WORDING}"
 #: … and what carries on who spoke before; then the answer names itself, or has only begun.
 _CARRIER = f" (?:{_any_of(sorted(english.CARRIERS))})|{_any_of(english.CLAUSE_ENDS)}"
 _CARRIED = f"(?:{_CARRIER}){_NEGATION}"
 _CARRIED_EARLY = f"(?s)^.{{0,{english.START_CHARS}}}{_CARRIED}"
 _OWN = _any_of(english.OWN)
-_WORDING = (english.POLICY, english.SERMON, english.UNINFORMED)
-#: RE2's \\w is ASCII.
-_DECLINES = "|".join(
-    (f"(?:{_SPEAKER}){_NEGATION}", *(p.pattern.replace(r"\w", "[^ ]") for p in _WORDING))
-)
 
 
 def _may_decline(words: pa.StringArray) -> Bools:
     """Whether `english.score_declines` could say anything but 0."""
-    found = _matches(words, _DECLINES)
-    carried = np.flatnonzero(_matches(words, _CARRIED) & ~found)
+    found = _matches(words, f"{_NEGATION}|{_WORDING}")
+    rows = np.flatnonzero(found)
+    found[rows] = _may_be_own(words.take(rows))
+    return found
+
+
+def _may_be_own(words: pa.StringArray) -> Bools:
+    """Whether it could be the answer that speaks."""
+    found = _matches(words, _SPOKEN)
+    carried = np.flatnonzero(~found)
+    carried = carried[_matches(words.take(carried), _CARRIED)]
     rest = words.take(carried)
     found[carried] = _matches(rest, _OWN) | _matches(rest, _CARRIED_EARLY)
     return found
@@ -134,8 +144,10 @@ _WORDS = [(word, name) for name in _CLASSES for word in objection.CLASSES[name].
 _VOCABULARY = pa.array([f"{word} " for word, _ in _WORDS])
 _CLASS = np.array([_CLASSES.index(name) for _, name in _WORDS])
 _DROPPED = np.isin(np.arange(256), [ord(c) for c in ",.;!"])
+#: What adds to the odds by being said; each is looked for only where it would tip them.
+_PHRASES = {phrase: objection.WEIGHTS[phrase] for phrase in ("if you", "i must")}
 #: Sums of the weights are a few rounding errors apart, by the order of adding.
-_ROUNDING = 1e-6
+_LEAST = objection.OBJECTS_FROM - 1e-6
 
 
 def _may_object(words: pa.StringArray, lengths: Ints) -> Bools:
@@ -143,12 +155,18 @@ def _may_object(words: pa.StringArray, lengths: Ints) -> Bools:
     heads = pc.utf8_slice_codeunits(words, 0, english.OBJECTION_START_CHARS)
     may = _matches(heads, _CONTRARY)
     rows = np.flatnonzero(may)
-    may[rows] = _bound_odds(words.take(rows), lengths[rows]) >= objection.OBJECTS_FROM - _ROUNDING
+    odds = _bound_odds(words.take(rows), lengths[rows])
+    rows, odds = rows[odds >= _LEAST], odds[odds >= _LEAST]
+    may[:] = False
+    may[rows] = odds + _weigh_phrases(words.take(rows)) >= _LEAST
     return may
 
 
 def _bound_odds(words: pa.StringArray, lengths: Ints) -> Floats:
-    """At most this does `objection.weigh` give: a denial counts wherever one could stand."""
+    """At most this does `objection.weigh` give for classes of words and the length.
+
+    A denial counts wherever one could stand.
+    """
     row, kind, early = _find_classes(words)
     whole = _presence(row, kind, len(words))
     first = _presence(row[early], kind[early], len(words))
@@ -159,20 +177,20 @@ def _bound_odds(words: pa.StringArray, lengths: Ints) -> Floats:
         "first:denial": first["negation"] & first["verdict"],
         "protests": first["protest"],
         **_meet(whole, first),
-        "if you": _matches(words, " if you "),
-        "i must": _matches(words, " i must "),
-        "digits": _matches(words, "[0-9]"),
         **{name: lengths < limit for limit, name in objection.BRIEF},
     }
-    known = [
-        (objection.WEIGHTS[name], has)
-        for name, has in features.items()
-        if name in objection.WEIGHTS
-    ]
-    odds: Floats = np.full(len(words), objection.BIAS)
-    for weight, has in known:
-        odds += weight * has
+    odds: Floats = np.full(len(words), objection.BIAS + sum(_PHRASES.values()))
+    for name in objection.WEIGHTS.keys() & features.keys():
+        odds += objection.WEIGHTS[name] * features[name]
     return odds
+
+
+def _weigh_phrases(words: pa.StringArray) -> Floats:
+    """What phrases that are missing, and digits, take off the bound."""
+    odds = objection.WEIGHTS["digits"] * _matches(words, "[0-9]")
+    for phrase, weight in _PHRASES.items():
+        odds -= weight * ~_matches(words, f" {phrase} ")
+    return np.asarray(odds)
 
 
 def _presence(row: Ints, kind: Ints, texts: int) -> dict[str, Bools]:
