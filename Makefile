@@ -8,6 +8,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+DATA ?=
 
 BIN := .venv/bin
 LOCKS := requirements/build.txt requirements/runtime.txt requirements/dev.txt
@@ -76,6 +77,12 @@ bench: install
 .PHONY: bench-quick
 bench-quick: install
 	@$(BIN)/python -m benchmarks.wire --quick $(ARGS)
+
+## evaluate  the detectors on real data, into docs/detection.md: DATA=folder ARGS="--quick --json"
+.PHONY: evaluate
+evaluate: install
+	@$(BIN)/python -m benchmarks.evaluate $(if $(DATA),--data "$(DATA)") \
+		--document docs/detection.md $(ARGS)
 
 ## up        the whole stack in containers; passwords are made once, in deploy/.env
 .PHONY: up

@@ -1,4 +1,4 @@
-"""How soon the rate detector speaks, against the optimum and against river; and what it costs.
+"""How soon the rate detector speaks, against the optimum; and what it costs.
 
     python -m benchmarks.rates                   # some minutes
     python -m benchmarks.rates --quick [--json]  # under a minute
@@ -29,13 +29,12 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from river import drift
 from scipy.stats import binom
 
 from detectors.rate import RateDetector, RateDetectorConfig
@@ -50,8 +49,6 @@ LOG_A = np.log(np.geomspace(300.0, 1.3e6, 30))
 QUIET_EVENTS = 5_000
 #: A stream that has not alarmed by then counts as if it just had.
 MAX_EVENTS = 25_000
-#: River's detectors learn from that time, so they are also given less of it, and more.
-OTHER_QUIET = (1_000, 20_000)
 REFERENCE_EVENTS = 2_000
 #: The probability that a reference's bound is wrong, both sides together.
 MISS = 0.05
@@ -73,14 +70,10 @@ class Effort:
     horizon: int = 20_000
     fleet_streams: int = 4_000
     null_weeks: int = 30
-    rivals_run_length: float = 1e5
-    rivals_events: int = 3_000_000
-    rivals_streams: int = 300
-    kswin: bool = True
     references: tuple[int, ...] = (REFERENCE_EVENTS, 10 * REFERENCE_EVENTS)
 
 
-QUICK = Effort(1_000, 6_000, 400, 4, 1e5, 400_000, 40, False, (REFERENCE_EVENTS,))
+QUICK = Effort(1_000, 6_000, 400, 4, (REFERENCE_EVENTS,))
 
 
 @dataclass(frozen=True)
@@ -399,107 +392,6 @@ def null_alarms(effort: Effort, traffic: float, swing: float) -> Floats:
     return np.asarray(alarms.reshape(MONITORS, copies).sum(axis=1) / promised)
 
 
-# --- River ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A detector of river's with its own knob turned to the run length; None where it cannot be."""
-
-    name: str
-    knob: str
-    setting: float | None
-    run_length: float | None
-    delay: float | None
-    #: The same where it has seen less before the change, or more; by `OTHER_QUIET`.
-    other_delays: list[float]
-
-
-#: River says nothing of its types.
-_DRIFT: Any = drift
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """`build` takes the knob, which lies between `least` and `most`; more of it, fewer alarms."""
-
-    name: str
-    knob: str
-    build: Callable[[float], Any]
-    least: float
-    most: float
-    #: Events whose rate is one value.
-    group: int = 1
-
-
-CANDIDATES = (
-    Candidate("ADWIN", "-log10 delta", lambda x: _DRIFT.ADWIN(delta=10**-x, clock=1), -0.5, 6),
-    Candidate("ADWIN, clock 32", "-log10 delta", lambda x: _DRIFT.ADWIN(delta=10**-x), -0.5, 6),
-    Candidate("Page–Hinkley", "threshold", lambda x: _DRIFT.PageHinkley(threshold=x), 1, 100),
-    Candidate(
-        "Page–Hinkley, told the size",
-        "threshold",
-        lambda x: _DRIFT.PageHinkley(threshold=x, delta=0.01, mode="up"),
-        1,
-        100,
-    ),
-    Candidate(
-        "KSWIN of 25s", "-log10 alpha", lambda x: _DRIFT.KSWIN(10**-x, seed=1), 1, 8, group=25
-    ),
-)
-
-
-def run_length_of(detector: Any, values: list[float]) -> float:
-    """Values between alarms; river's detectors begin anew after each."""
-    alarms = 0
-    for value in values:
-        detector.update(value)
-        alarms += detector.drift_detected
-    return len(values) / max(alarms, 0.5)
-
-
-def measure_rival(candidate: Candidate, effort: Effort) -> Rival:
-    rng, group = np.random.default_rng(4), candidate.group
-    goal = effort.rivals_run_length / group
-    events = effort.rivals_events // (1 if group == 1 else 5)
-    quiet = (rng.binomial(group, BEFORE, events // group) / group).tolist()
-    low, high = candidate.least, candidate.most
-    for _ in range(9):
-        middle = (low + high) / 2
-        shorter = run_length_of(candidate.build(middle), quiet) < goal
-        low, high = (middle, high) if shorter else (low, middle)
-    reached = run_length_of(candidate.build(high), quiet)
-    if not 0.6 * goal < reached < 1.7 * goal:
-        return Rival(candidate.name, candidate.knob, None, reached * group, None, [])
-    delays = [
-        rival_delay(candidate, high, quiet_events, effort.rivals_streams)
-        for quiet_events in (QUIET_EVENTS, *OTHER_QUIET)
-    ]
-    name, knob = candidate.name, candidate.knob
-    return Rival(name, knob, high, reached * group, delays[0], delays[1:])
-
-
-def rival_delay(candidate: Candidate, setting: float, quiet_events: int, streams: int) -> float:
-    """Mean events to the alarm, of streams that did not alarm before the change."""
-    rng, group, delays = np.random.default_rng(5), candidate.group, []
-    for _ in range(streams):
-        before = rng.binomial(group, BEFORE, quiet_events // group) / group
-        after = rng.binomial(group, CHANGES[0], MAX_EVENTS // group) / group
-        detector = candidate.build(setting)
-        if first_alarm(detector, before.tolist()) is None:
-            at = first_alarm(detector, after.tolist())
-            delays.append(MAX_EVENTS if at is None else (at + 1) * group)
-    return float(np.mean(delays)) if delays else math.inf
-
-
-def first_alarm(detector: Any, values: list[float]) -> int | None:
-    for at, value in enumerate(values):
-        detector.update(value)
-        if detector.drift_detected:
-            return at
-    return None
-
-
 # --- Speed and memory ----------------------------------------------------------------------------
 
 
@@ -548,24 +440,16 @@ def measure(effort: Effort) -> dict[str, Any]:
     known = measure_delays(effort)
     fleets = [measure_fleet(effort, events, MISS) for events in effort.references]
     nulls, speed = measure_nulls(effort), measure_speed()
-    rivals = [measure_rival(c, effort) for c in CANDIDATES if effort.kswin or c.group == 1]
-    goal = effort.rivals_run_length
-    ours = next(d for d in known if (d.after, d.run_length) == (CHANGES[0], goal))
-    told = "Page–Hinkley, told the size"
-    best = min(r.delay for r in rivals if r.delay is not None and r.name != told)
     within = min(*fleets[0].within, nulls.steady, nulls.diurnal)
     return {
         "rate_vs_cusum_known_p0": max(d.matched for d in known),
         "rate_vs_cusum_reference_2000": max(d.matched for d in fleets[0].delays),
         "null_monitors_within_promise": within,
-        "vs_best_river": best / (ours.matched * ours.cusum),
         "rate_updates_per_s": speed.rate_updates_per_s,
         "state_mb_5000_monitors": speed.state_mb,
         "known": [asdict(d) for d in known],
         "fleets": [asdict(f) for f in fleets],
         "nulls": asdict(nulls),
-        "rivals": [asdict(r) for r in rivals],
-        "rivals_run_length": goal,
         "speed": asdict(speed),
     }
 
@@ -588,13 +472,6 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"  {key:30}" + "".join(f"{x:9.3f}" for x in fleet[key])
     nulls = ", ".join(f"{name} {share:.1%}" for name, share in found["nulls"].items())
     yield f"\nNull monitors within their promise: {nulls}"
-    yield f"\nRiver at a run length of {found['rivals_run_length']:.0e}, {BEFORE} → {CHANGES[0]}"
-    for r in found["rivals"]:
-        delay = "not reached" if r["delay"] is None else f"{r['delay']:.0f} events"
-        others = ", ".join(f"{x:.0f}" for x in r["other_delays"])
-        yield f"  {r['name']:30} {r['knob']} {r['setting']} (run length {r['run_length']:.0f})"
-        yield f"  {'':30} {delay}; after {OTHER_QUIET} quiet events: {others}"
-    yield f"  the best over ours: {found['vs_best_river']:.2f}"
     s = found["speed"]
     yield (
         f"\n{s['rows']:,} rows × {s['alternatives']} alternatives:"

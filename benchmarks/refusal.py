@@ -180,6 +180,14 @@ def try_rivals(name: str, rows: list[Row], truth: list[bool]) -> list[Trial]:
     ]
 
 
+def measure_accuracy(data: Path) -> dict[str, float]:
+    """Accuracy of this classifier on each data set, on prompts that its weights have not seen."""
+    trials = try_xstest(data) + try_do_not_answer(read(data, "refusal_do_not_answer"))
+    accuracy = {t.data: t.error.accuracy for t in trials if t.classifier == OURS}
+    # Not "refusal or not", whose labels contradict XSTest's: see docs/refusals.md.
+    return {name.partition(",")[0]: accuracy[name] for name in PUBLISHED}
+
+
 def print_accuracy(trials: Sequence[Trial]) -> None:
     head = ["data", "classifier", "accuracy", "precision", "recall", "specificity"]
     print("## Full refusals\n")

@@ -39,6 +39,9 @@ from schemas.signal import Source
 SIGNALS_STEP = 64
 #: A replay cannot wait for its last alarms to stay clear: it asks a day later.
 END_MS = 86_400_000
+#: A chunk of the first events is no larger: of each model a chunk keeps a sample, and the first
+#: references would wait for many large ones.
+FIRST_CHUNK_EVENTS, FIRST_EVENTS = 128, 16_384
 #: References are looked after for every so many answers that were kept.
 REFERENCES_STEP = 250
 
@@ -86,9 +89,11 @@ class LocalPipeline:
     def feed(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
         """Take in records, written at `now_ms`; returns alarms and changed incidents in order."""
         news: list[Alarm | Incident] = []
-        size = self._config.ingest.chunk_events
-        for start in range(0, len(records), size):
-            news += self._feed_chunk(records[start : start + size], now_ms)
+        start = 0
+        while start < len(records):
+            end = start + self._chunk_size()
+            news += self._feed_chunk(records[start:end], now_ms)
+            start = end
         return news
 
     def reset(self, order: Reset) -> list[Alarm | Incident]:
@@ -97,6 +102,11 @@ class LocalPipeline:
         if self._reader.keeper is not None:
             self._reader.keeper.refresh()
         return self._note_findings(self._bank.reset(order))
+
+    def _chunk_size(self) -> int:
+        size = self._config.ingest.chunk_events
+        learns = self._reader.keeper is not None and self.counts.events < FIRST_EVENTS
+        return min(size, FIRST_CHUNK_EVENTS) if learns else size
 
     def finish(self, now_ms: int) -> list[Alarm | Incident]:
         """Resolve what has been clear; call it once, at the end of the input."""

@@ -175,14 +175,14 @@ def ratio_of(line: Line) -> str:
     return "" if line.name == "ours" or math.isnan(line.ratio) else f"{line.ratio:,.2f} ×"
 
 
-def insert(document: str, section: str) -> str:
+def insert(document: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """Put `section` between the markers of a document.
 
     Raises:
         ValueError: the markers are not there once each, in order.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"the document needs {BEGIN} and {END}, once each and in this order")
-    return f"{before}{BEGIN}\n\n{section}\n\n{END}{after}"
+    before, has_begin, rest = document.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end or begin in rest or end in after:
+        raise ValueError(f"the document needs {begin} and {end}, once each and in this order")
+    return f"{before}{begin}\n\n{section}\n\n{end}{after}"

@@ -62,7 +62,7 @@ _PREDICATES = {
     ),
 }
 #: A feature has moved when its mean is so many standard errors from what it was …
-MOVED_ERRORS = 4.0
+MOVED_ERRORS = 3.0
 #: … and of those that have, the first so many are named.
 MOVED_FEATURES = 3
 #: Added to every spread: what never varied moves for certain, but a trifle is no news.
@@ -329,12 +329,15 @@ def _stage_sql(stage: str) -> str:
 
 
 def _compare(before: Sequence[Any], after: Sequence[Any]) -> tuple[Moved, ...]:
-    """Style features by how sure it is that they moved; each period is (n, means, variances)."""
-    (n, mean, variance), (m, mean_now, variance_now) = before, after
+    """Style features by how sure it is that they moved; each period is (n, means, variances).
+
+    The yardstick is the variance before: of what was rare until the change a few answers say
+    much, and by their own variance they would seem to say little.
+    """
+    (n, mean, variance), (m, mean_now, _) = before, after
     moved = []
     for i, feature in enumerate(STYLE_FEATURES):
-        least = LEAST_SPREAD**2
-        error = math.sqrt((variance[i] + least) / n + (variance_now[i] + least) / m)
+        error = math.sqrt((variance[i] + LEAST_SPREAD**2) * (1 / n + 1 / m))
         errors = abs(mean_now[i] - mean[i]) / error
         if errors >= MOVED_ERRORS:
             values = (feature.scale.undo(mean[i]), feature.scale.undo(mean_now[i]))

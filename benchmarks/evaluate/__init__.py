@@ -1,0 +1,1 @@
+"""The evaluation of the detectors: one part per question, one report, one set of marks."""
