@@ -15,6 +15,7 @@ from schemas.signal import SignalPacket, Source
 #: Column name → its values: a list (None is NULL), an array, or one of the columns below.
 Columns = dict[str, object]
 _Places = npt.NDArray[np.int64]
+_Codes = npt.NDArray[np.int32]
 
 
 # Made once for every event, and nothing for the garbage collector to look into.
@@ -45,12 +46,45 @@ class CodedColumn(NamedTuple):
         return [self.values[code] for code in self.codes.tolist()]
 
 
+class Coder(dict[Any, int]):
+    """Numbers distinct values in the order in which they appear. Memory: as many as it was given.
+
+    A dictionary that is asked for what it does not know gives it the next number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts: list[_Codes] = []
+
+    def __missing__(self, value: Hashable) -> int:
+        self[value] = code = len(self)
+        return code
+
+    def add(self, values: Sequence[Hashable]) -> None:
+        """Take in the values of the next rows."""
+        self._parts.append(np.fromiter(map(self.__getitem__, values), np.int32, len(values)))
+
+    def column(self) -> CodedColumn:
+        """Return what was taken in."""
+        parts = self._parts or [np.zeros(0, np.int32)]
+        return CodedColumn(np.concatenate(parts), list(self))
+
+
 def code_values(values: Iterable[Hashable]) -> CodedColumn:
     """Number the distinct values in the order in which they appear."""
-    rows = list(values)
-    distinct = list(dict.fromkeys(rows))
-    code = dict(zip(distinct, range(len(distinct)), strict=True))
-    return CodedColumn(np.fromiter(map(code.__getitem__, rows), np.int32, len(rows)), distinct)
+    coder = Coder()
+    coder.add(list(values))
+    return coder.column()
+
+
+def merge_empty(column: CodedColumn) -> CodedColumn:
+    """Return a column of texts in which None is an empty text."""
+    if None not in column.values:
+        return column
+    plain = code_values(value or "" for value in column.values)
+    if len(plain.values) == len(column.values):
+        return CodedColumn(column.codes, plain.values)
+    return CodedColumn(plain.codes[column.codes], plain.values)
 
 
 def repeat_value(value: Hashable, n: int) -> CodedColumn:

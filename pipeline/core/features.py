@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from pipeline.core.chunk import CodedColumn, MapColumn, code_values, repeat_value
+from pipeline.core.chunk import (
+    CodedColumn,
+    Coder,
+    MapColumn,
+    code_values,
+    merge_empty,
+    repeat_value,
+)
 from pipeline.core.pricing import Costs, Pricer, UsageColumns
 from pipeline.core.refusal import Refusal, RefusalSource, decide_refusals
 from schemas.event import Event, Received
@@ -36,6 +43,9 @@ class Features(Struct, frozen=True):
     """
 
     received: Sequence[Received]
+    #: `read_columns` of the events.
+    labels: dict[str, CodedColumn]
+    fields: dict[str, list[Any]]
     time_ms: Ints
     dimensions: dict[Dimension, CodedColumn]
     #: Tuples of strings.
@@ -66,6 +76,34 @@ TOKEN_FIELDS = (
     "cache_creation_tokens",
     "reasoning_tokens",
 )
+#: Fields whose values are few: read as codes. What an event lacks is an empty text.
+LABELS = (
+    *(d.value for d in DIMENSIONS),
+    "error_type",
+    "cache",
+    "fallback_from",
+    "operation",
+    "guardrail",
+)
+#: Fields that are read as they are.
+FIELDS = (
+    *TOKEN_FIELDS,
+    "event_id",
+    "response_id",
+    "finish_reasons",
+    "stream",
+    "temperature",
+    "max_tokens",
+    "duration_s",
+    "time_to_first_chunk_s",
+    "attempts",
+    "refusal",
+    "response_text",
+    "user",
+)
+_read_row = attrgetter(*LABELS, *FIELDS)
+#: Events that are read at once.
+_BLOCK = 256
 
 
 def extract_features(
@@ -77,22 +115,25 @@ def extract_features(
     """
     events = [r.event for r in received]
     time_ms = np.fromiter((r.time_ms for r in received), np.int64, len(events))
-    dimensions = {d: _read_strings(events, d.value) for d in DIMENSIONS}
-    error_types = _read_strings(events, "error_type")
+    labels, fields = read_columns(events)
+    dimensions = {d: labels[d.value] for d in DIMENSIONS}
+    error_types = labels["error_type"]
     errors = _are(error_types, bool)
-    finish_reasons = code_values([tuple(e.finish_reasons or ()) for e in events])
-    cache_hits = np.array([e.cache == "hit" for e in events], dtype=np.bool_)
-    tokens = {name: _read_counts(events, name) for name in TOKEN_FIELDS}
-    duration = _read_numbers(events, "duration_s")
-    first_chunk = _read_numbers(events, "time_to_first_chunk_s")
+    finish_reasons = code_values([tuple(reasons or ()) for reasons in fields["finish_reasons"]])
+    cache_hits = _are(labels["cache"], _is_hit)
+    tokens = {name: _read_counts(fields[name]) for name in TOKEN_FIELDS}
+    duration = _read_numbers(fields["duration_s"])
+    first_chunk = _read_numbers(fields["time_to_first_chunk_s"])
     measured = ~errors & ~cache_hits
     refusals, sources = decide_refusals(
-        [e.refusal for e in events],
+        fields["refusal"],
         finish_reasons,
-        [e.response_text if judge_texts else None for e in events],
+        fields["response_text"] if judge_texts else [None] * len(events),
     )
     return Features(
         received=received,
+        labels=labels,
+        fields=fields,
         time_ms=time_ms,
         dimensions=dimensions,
         finish_reasons=finish_reasons,
@@ -103,7 +144,7 @@ def extract_features(
         refusal_sources=CodedColumn(sources, [s.value for s in RefusalSource]),
         truncations=_are(finish_reasons, _is_truncated) & ~errors,
         cache_hits=cache_hits,
-        fallbacks=np.array([bool(e.fallback_from) for e in events], dtype=np.bool_),
+        fallbacks=_are(labels["fallback_from"], bool),
         tokens=tokens,
         duration_s=duration,
         first_chunk_s=np.where(measured, first_chunk, np.nan),
@@ -122,23 +163,46 @@ def extract_features(
     )
 
 
-def _read_strings(events: Sequence[Event], name: str) -> CodedColumn:
-    return code_values([value or "" for value in map(attrgetter(name), events)])
+def read_columns(
+    events: Sequence[Event],
+) -> tuple[dict[str, CodedColumn], dict[str, list[Any]]]:
+    """Return the columns of `LABELS` and those of `FIELDS`, of n rows each.
+
+    An event lies in as many places of memory as it has values. A block of them at a time is
+    read and coded, while it is near.
+    """
+    coders = [Coder() for _ in LABELS]
+    fields: list[list[Any]] = [[] for _ in FIELDS]
+    for start in range(0, len(events), _BLOCK):
+        columns = zip(*map(_read_row, events[start : start + _BLOCK]), strict=True)
+        # The labels come first, and this takes no more of the columns than there are coders.
+        for coder, values in zip(coders, columns, strict=False):
+            coder.add(values)
+        for field, values in zip(fields, columns, strict=True):
+            field += values
+    labels = (merge_empty(coder.column()) for coder in coders)
+    return dict(zip(LABELS, labels, strict=True)), dict(zip(FIELDS, fields, strict=True))
 
 
-def _read_numbers(events: Sequence[Event], name: str) -> Floats:
+def _read_numbers(values: Sequence[float | None]) -> Floats:
+    if values.count(None) == len(values):
+        return np.full(len(values), np.nan)
     # None becomes NaN.
-    return np.array(list(map(attrgetter(name), events)), np.float64)
+    return np.array(values, np.float64)
 
 
-def _read_counts(events: Sequence[Event], name: str) -> Ints:
-    numbers = _read_numbers(events, name)
+def _read_counts(values: Sequence[int | None]) -> Ints:
+    numbers = _read_numbers(values)
     return np.where(np.isnan(numbers), ABSENT, numbers).astype(np.int64)
 
 
 def _are(column: CodedColumn, holds: Callable[[Any], bool]) -> Bools:
     """For which rows is it true? Asked once for each distinct value."""
     return np.array([holds(value) for value in column.values], np.bool_)[column.codes]
+
+
+def _is_hit(cache: str) -> bool:
+    return cache == "hit"
 
 
 def _is_truncated(finish_reasons: Sequence[str]) -> bool:

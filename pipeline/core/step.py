@@ -21,7 +21,6 @@ from pipeline.core.chunk import (
     ListColumn,
     MoneyColumn,
     Record,
-    code_values,
     repeat_value,
 )
 from pipeline.core.dedup import SeenIds
@@ -187,34 +186,33 @@ def _request_rows(
     fingerprints: Vectors | None,
     user_key: bytes | None,
 ) -> Columns:
-    events = [r.event for r in admission.received]
-    source, n = admission.source, len(events)
+    source, n, read = admission.source, len(features), features.fields
     return {
         "event_time": features.time_ms,
-        "event_id": [e.event_id for e in events],
+        "event_id": read["event_id"],
         **{d.value: features.dimensions[d] for d in DIMENSIONS},
-        "operation": code_values([e.operation or "" for e in events]),
-        "response_id": [e.response_id or "" for e in events],
+        "operation": features.labels["operation"],
+        "response_id": [each or "" for each in read["response_id"]],
         "finish_reasons": features.finish_reasons,
-        "stream": [e.stream for e in events],
-        "temperature": [e.temperature for e in events],
-        "max_tokens": [e.max_tokens for e in events],
+        "stream": read["stream"],
+        "temperature": read["temperature"],
+        "max_tokens": read["max_tokens"],
         "error_type": features.error_types,
         "refused": features.refusals,
         "partly_refused": features.partial_refusals,
         "refusal_source": features.refusal_sources,
         "truncated": features.truncations,
-        "cache": code_values([e.cache or "" for e in events]),
-        "fallback_from": code_values([e.fallback_from or "" for e in events]),
-        "attempts": [e.attempts for e in events],
-        "guardrail": code_values([e.guardrail or "" for e in events]),
+        "cache": features.labels["cache"],
+        "fallback_from": features.labels["fallback_from"],
+        "attempts": read["attempts"],
+        "guardrail": features.labels["guardrail"],
         **{t: np.ma.masked_equal(features.tokens[t], ABSENT) for t in TOKEN_FIELDS},
         "cost_usd": MoneyColumn(features.costs.picodollars, features.costs.priced),
         "duration_s": np.ma.masked_invalid(features.duration_s),
-        "time_to_first_chunk_s": [e.time_to_first_chunk_s for e in events],
+        "time_to_first_chunk_s": read["time_to_first_chunk_s"],
         "time_per_token_s": np.ma.masked_invalid(features.token_s),
         "fingerprint": _fingerprint_column(fingerprints, n),
-        "user_hash": hash_users([e.user for e in events], user_key),
+        "user_hash": hash_users(read["user"], user_key),
         "attributes": code_attributes([r.attributes for r in admission.received]),
         "record_time": [r.written_ms for r in admission.records],
         "topic": repeat_value(source.topic, n),
@@ -240,7 +238,7 @@ def _sample_rows(
     if answers is None or reading is None or not len(answers.rows):
         return None
     models = features.dimensions[Dimension.REQUEST_MODEL]
-    ids = [r.event.event_id for r in admission.received]
+    ids = features.fields["event_id"]
     chosen = select_sample(answers, models, ids, reading.samples_per_model)
     rows = answers.rows[chosen]
     at = rows.tolist()
