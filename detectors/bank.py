@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from detectors.bank_extra import ExtraConfig, ExtraDetectors, ExtraState
 from detectors.bank_family import Batch, FamilyGroup, Lead, Recovery
 from detectors.bank_packet import PacketView, read_packet
 from detectors.bank_rates import Material, RateFamilies
@@ -89,6 +90,8 @@ class BankConfig:
     )
     recovery_ratio: float = 1_000.0
     no_traffic_ms: int = 900_000
+    #: Detectors without a promise, beside those of the bank.
+    extra: tuple[ExtraConfig, ...] = ()
 
 
 class Findings(NamedTuple):
@@ -149,6 +152,7 @@ class Bank:
         self._seen: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._watermark_ms = 0
         self._planned = PlannedChanges()
+        self._extra = [ExtraDetectors(each, config.recovery_ratio) for each in config.extra]
 
     @property
     def log_threshold(self) -> float:
@@ -162,7 +166,8 @@ class Bank:
 
     @property
     def open_alarms(self) -> list[Alarm]:
-        return [each.alarm for each in self._open.values()]
+        alarms = [each.alarm for each in self._open.values()]
+        return alarms + [alarm for extra in self._extra for alarm in extra.open_alarms]
 
     def update(self, packet: SignalPacket) -> Findings:
         """Take in one packet; one that was taken in before changes nothing.
@@ -187,7 +192,16 @@ class Bank:
         alarms += self._raise(packet, rows, evidence)
         self._learn(batch, tallies, evidence)
         alarms += self._clear_silent(packet, rows, step_ms)
+        alarms += self._update_extra(packet, batch, tallies)
         return Findings(self._report(rows), alarms, self._find_effects(rows))
+
+    def _update_extra(self, packet: SignalPacket, batch: Batch, tallies: list[Any]) -> list[Alarm]:
+        rates = tallies[list(self._groups).index("rates")]
+        return [
+            alarm
+            for extra in self._extra
+            for alarm in extra.update(packet, self._monitors, batch, rates)
+        ]
 
     def reset(self, order: Reset) -> Findings:
         """Let the monitors that a planned change covers learn anew; ends their alarms.
@@ -200,6 +214,8 @@ class Bank:
         covered = set(rows.tolist())
         due = [key for key in self._open if key[0] in covered]
         alarms = [self._clear(k, "planned", self._open[k].alarm.event_index) for k in due]
+        for extra in self._extra:
+            alarms += extra.forget(rows.tolist(), "planned", self._watermark_ms)
         for group in self._groups.values():
             group.reset(rows)
             if order.models:
@@ -276,12 +292,16 @@ class Bank:
         idle[keep] = False
         idle[self._monitors.free] = False
         idle[[row for row, _ in self._open]] = False
+        for extra in self._extra:
+            idle[extra.alarmed_rows] = False
         rows = np.flatnonzero(idle)
         rows = rows[np.argsort(self._last_ms[rows], kind="stable")][:most]
         self._monitors.remove(rows)
         for group in self._groups.values():
             group.reset(rows)
         self._planned.forget(rows.tolist())
+        for extra in self._extra:
+            extra.forget(rows.tolist(), "no_traffic", self._watermark_ms)
         self._last_ms[rows] = self._verdict_minute[rows] = self._planned_ms[rows] = 0
 
     # Alarms
@@ -424,6 +444,9 @@ class Bank:
         rows, minute = rows[due], minute[due]
         self._verdict_minute[rows] = minute
         tables = [self._tabulate(rows, minute, group) for group in self._groups.values()]
+        tables += [
+            extra.tabulate(rows, minute * MINUTE_MS, self._monitors) for extra in self._extra
+        ]
         return [table for table in tables if table.ready.any()]
 
     def _tabulate(self, rows: Ints, minute: Ints, group: FamilyGroup[Any]) -> VerdictTable:
@@ -466,6 +489,11 @@ class Bank:
                 name: {part: _pack_arrays(arrays) for part, arrays in group.snapshot().items()}
                 for name, group in self._groups.items()
             },
+            extra=[
+                (extra.name, state, _pack_arrays(arrays))
+                for extra in self._extra
+                for state, arrays in [extra.snapshot()]
+            ],
             signals=[s.value for s in Signal],
             version=VERSION,
         )
@@ -493,7 +521,16 @@ class Bank:
             raise ValueError(f"a snapshot of {', '.join(state.groups)}")
         for name, group in bank._groups.items():
             group.restore({p: _unpack_arrays(packed) for p, packed in state.groups[name].items()})
+        bank._restore_extra(state)
         return bank
+
+    def _restore_extra(self, state: _BankState) -> None:
+        # Of another configuration: it starts anew, and nobody else has to.
+        held = {name: (each, packed) for name, each, packed in state.extra}
+        for extra in self._extra:
+            if extra.name in held:
+                each, packed = held[extra.name]
+                extra.restore(each, _unpack_arrays(packed))
 
 
 _Packed = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -512,6 +549,7 @@ class _BankState(msgspec.Struct, forbid_unknown_fields=True):
     announced: dict[int, Announced]
     #: Group → part → its arrays.
     groups: dict[str, dict[str, _Packed]]
+    extra: list[tuple[str, ExtraState, _Packed]]
     signals: list[str]
     version: int
 

@@ -40,6 +40,8 @@ class VerdictTable(NamedTuple):
     current_count: Ints
     current_total: Ints
     change_time_ms: Ints
+    #: Which detector says so, where it is not the bank's own; it gives no evidence.
+    detector: str = ""
 
     def verdicts(self) -> list[Verdict]:
         """Return the verdicts one by one, signal by signal."""
@@ -66,4 +68,5 @@ class VerdictTable(NamedTuple):
             baseline_high=float(self.baseline_high[at]),
             current=Rate(int(self.current_count[at]), int(self.current_total[at])),
             change_time_ms=int(self.change_time_ms[at]),
+            detector=self.detector,
         )

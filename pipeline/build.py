@@ -8,8 +8,10 @@ import time
 from concurrent.futures import Executor
 
 from detectors.bank import BankConfig, Material
+from detectors.bank_extra import ExtraConfig
 from detectors.reference import ReferenceConfig
-from pipeline.config import Config, NotifySettings
+from detectors.river_rates import RiverConfig, RiverKind
+from pipeline.config import Config, ExtraSettings, NotifySettings
 from pipeline.core.answers import Embedding
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
@@ -17,6 +19,7 @@ from pipeline.core.step import Reading, StepConfig
 from pipeline.encoders.embedding import CarriedVectors, EncodedTexts
 from pipeline.encoders.static import StaticEncoder
 from pipeline.encoders.transformer import TransformerEncoder
+from pipeline.errors import ConfigError
 from pipeline.prices import configured_table
 from pipeline.references import ReferenceKeeper
 from pipeline.sinks.clickhouse import Store
@@ -50,7 +53,11 @@ def build_step_config(config: Config, signals_partitions: int) -> StepConfig:
 
 
 def build_bank_config(config: Config, signals_partitions: int) -> BankConfig:
-    """What the detectors of one signals partition need of the configuration."""
+    """What the detectors of one signals partition need of the configuration.
+
+    Raises:
+        ConfigError: an extra detector has parameters or signals that it cannot have.
+    """
     detection = config.detection
     return BankConfig(
         false_alarms_per_week=detection.false_pages_per_week,
@@ -66,7 +73,26 @@ def build_bank_config(config: Config, signals_partitions: int) -> BankConfig:
         },
         recovery_ratio=detection.recovery_ratio,
         no_traffic_ms=round(detection.no_traffic_s * 1000),
+        extra=tuple(_build_extra(each) for each in detection.extra),
     )
+
+
+def _build_extra(settings: ExtraSettings) -> ExtraConfig:
+    try:
+        river = RiverConfig(
+            RiverKind(settings.detector),
+            settings.parameters,
+            events_per_value=settings.events_per_value,
+        )
+        return ExtraConfig(
+            river,
+            settings.signals,
+            frozenset(settings.groupings),
+            settings.severity,
+            settings.streams,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"detection.extra ({settings.detector}): {error}") from None
 
 
 def build_pricer(config: Config) -> Pricer:

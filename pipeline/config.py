@@ -28,7 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from pipeline.errors import ConfigError
 from schemas.monitor import DEFAULT_GROUPINGS, Grouping, grouping_name, parse_grouping
-from schemas.signal import Family
+from schemas.signal import Family, Signal
 
 ENV_PREFIX = "KIZASHI_"
 #: Variables with our prefix that are not settings.
@@ -199,6 +199,39 @@ class Materiality(Section):
     difference: Annotated[float, Field(ge=0, lt=1)] = 0.01
 
 
+class ExtraSettings(Section):
+    """A detector of river's on some rates: its alarms inform, and promise nothing.
+
+    Keys that are none of these are the detector's own parameters, by river's names.
+    """
+
+    detector: Literal["adwin", "page_hinkley", "kswin"]
+    signals: Annotated[tuple[Signal, ...], Field(min_length=1)]
+    groupings: Annotated[tuple[Grouping, ...], Field(min_length=1)]
+    severity: Literal["critical", "error", "warning", "info"] = "info"
+    #: Streams (a signal of a monitor) beyond these are not watched by it.
+    streams: Annotated[int, Field(ge=1, le=10_000)] = 200
+    #: Events whose rate is one value for it.
+    events_per_value: Annotated[int, Field(ge=1, le=65_535)] = 10
+    parameters: dict[str, float | int | str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_parameters(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {key: each for key, each in value.items() if key in cls.model_fields}
+        rest = {key: each for key, each in value.items() if key not in known}
+        return {**known, "parameters": {**known.get("parameters", {}), **rest}}
+
+    @field_validator("groupings", mode="before")
+    @classmethod
+    def _parse_groupings(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(parse_grouping(v) if isinstance(v, str) else v for v in value)
+
+
 class DetectionSettings(Section):
     #: How many pages a week may be false, over all monitors and families together.
     false_pages_per_week: Annotated[float, Field(gt=0)] = 1.0
@@ -223,6 +256,9 @@ class DetectionSettings(Section):
             Family.FINGERPRINT: Materiality(ratio=2.0, difference=0.1),
         }
     )
+
+    #: Each a ``[[detection.extra]]``.
+    extra: Annotated[tuple[ExtraSettings, ...], Field(max_length=20)] = ()
 
     @field_validator("materiality")
     @classmethod

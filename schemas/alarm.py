@@ -61,6 +61,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
     #: Since the estimated change point.
     current: Rate
     change_time_ms: int
+    #: See `Alarm`.
+    detector: str = ""
 
 
 class Alarm(Struct, frozen=True, kw_only=True):
@@ -94,6 +96,12 @@ class Alarm(Struct, frozen=True, kw_only=True):
     #: Why it cleared: ``recovered``, ``no_traffic``, or ``planned`` (see `schemas.control`);
     #: empty for a raise.
     clear_reason: str = ""
+    #: A detector without a promise that somebody put on the signal (`detection.extra`): how
+    #: often it alarms for nothing is not bounded, and both e-value and threshold are 0.
+    #: Empty for the bank's own.
+    detector: str = ""
+    #: The severity that was configured for it.
+    severity: str = ""
 
 
 _decoder = msgspec.json.Decoder(Alarm)

@@ -38,6 +38,8 @@ _ERROR_MITIGATIONS: dict[RootCause | None, str] = {
 
 def rate_severity(alarm: Alarm, cause: Cause) -> Severity:
     """A fall informs, a rise pages by how far it has gone where it is worst."""
+    if alarm.detector:
+        return Severity(alarm.severity)
     if alarm.direction is Direction.FALL:
         return Severity.INFO
     critical, error = _SEVERITY_RATES[alarm.family]
@@ -153,6 +155,8 @@ def _explanation(alarm: Alarm, cause: Cause) -> str:
 
 
 def _certainty(alarm: Alarm) -> str:
+    if alarm.detector:
+        return f"{alarm.detector} says so; how often it is wrong, nobody promises."
     # An e-value of E: without a change, one monitor's family passes it within
     # T weeks with probability at most T / E.
     return (

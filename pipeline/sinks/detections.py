@@ -21,6 +21,7 @@ from pipeline.sinks.times import to_datetime
 from schemas.alarm import Alarm, encode_alarm
 from schemas.control import Effect, Reset
 from schemas.monitor import DIMENSIONS, Dimension, grouping_name
+from schemas.signal import Signal
 
 
 class DetectionStore:
@@ -143,7 +144,7 @@ def _verdict_rows(tables: Sequence[VerdictTable]) -> Columns:
             for d in DIMENSIONS
         },
         "family": _repeat([f.value for table in tables for f in table.families], signal),
-        "signal": _repeat([s.value for table in tables for s in table.signals], signal),
+        "signal": _repeat([_signal_name(s, t) for t in tables for s in t.signals], signal),
         "state": _repeat([state.value for state in STATES], join("state")),
         "log_evidence": join("log_evidence"),
         "log_threshold": np.repeat(
@@ -157,6 +158,11 @@ def _verdict_rows(tables: Sequence[VerdictTable]) -> Columns:
         "current_total": join("current_total"),
         "change_time": join("change_time_ms"),
     }
+
+
+def _signal_name(signal: Signal, table: VerdictTable) -> str:
+    """Two detectors may speak of one signal, and their verdicts must not replace each other."""
+    return f"{signal}/{table.detector}" if table.detector else signal.value
 
 
 def _number(places: Sequence[npt.NDArray[Any]], sizes: Sequence[int]) -> npt.NDArray[Any]:
