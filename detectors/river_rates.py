@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -52,16 +53,16 @@ _PARAMETERS: dict[RiverKind, frozenset[str]] = {
 
 def _build(kind: RiverKind, parameters: Mapping[str, Any]) -> Any:
     # Here and not above: it takes a second and 60 MB, and most workers have no use for it.
-    from river.drift import ADWIN, KSWIN, PageHinkley
-
+    # River says nothing of its types.
+    drift: Any = import_module("river.drift")
     match kind:
         case RiverKind.ADWIN:
-            return ADWIN(**parameters)
+            return drift.ADWIN(**parameters)
         case RiverKind.PAGE_HINKLEY:
-            return PageHinkley(**parameters)
+            return drift.PageHinkley(**parameters)
         case RiverKind.KSWIN:
             # Without a seed it draws from the system's randomness.
-            return KSWIN(**{"seed": 1, **parameters})
+            return drift.KSWIN(**{"seed": 1, **parameters})
 
 
 @dataclass(frozen=True)
