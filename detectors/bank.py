@@ -274,7 +274,8 @@ class Bank:
         room = min(needed, self.config.monitors - len(self._monitors))
         free = self._monitors.capacity - len(self._monitors)
         if room > free:
-            self._grow(max(room - free, self._monitors.capacity, 64))
+            # By a quarter and not twice over: half of it would be room for nobody.
+            self._grow(max(room - free, self._monitors.capacity // 4, 64))
         return room
 
     def _grow(self, extra: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.chunk import Columns, MapColumn
+from pipeline.core.chunk import CodedColumn, Columns, MapColumn
 from pipeline.core.features import extract_features
 from pipeline.core.monitors import MonitorRegistry, split_events
 from pipeline.core.pricing import Pricer
@@ -57,6 +57,8 @@ def to_rows(columns: Columns) -> list[Row]:
 
 
 def to_values(column: object) -> list[Any]:
+    if isinstance(column, CodedColumn):
+        return column.decode()
     if isinstance(column, MapColumn):
         keys = list(np.asarray(column.keys).tolist())
         values = column.values.tolist()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from pipeline.core.chunk import ChunkCounts, ChunkEffects, Columns
+from pipeline.core.chunk import ChunkCounts, ChunkEffects, CodedColumn, Columns
 from pipeline.core.dedup import SeenIds
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
@@ -175,7 +175,9 @@ def test_texts_are_kept_only_when_asked_for() -> None:
 
 def test_rollups_and_packets_count_what_is_stored() -> None:
     effects = derive(admit_all(*(to_bytes(e) for e in make_traffic(2, 200)), b"[]", None))
-    by_model = [g == "request_model" for g in effects.rollups["grouping"]]  # type: ignore[attr-defined]
+    grouping = effects.rollups["grouping"]
+    assert isinstance(grouping, CodedColumn)
+    by_model = [name == "request_model" for name in grouping.decode()]
     assert np.asarray(effects.rollups["requests"])[by_model].sum() == 200
     counted = sum(
         c.requests

@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.chunk import Columns, MapColumn
+from pipeline.core.chunk import CodedColumn, Columns, MapColumn, code_values
 from pipeline.core.features import ABSENT, TOKEN_FIELDS, Features
 from pipeline.core.histogram import find_measured_buckets
 from pipeline.core.monitors import Split
@@ -42,20 +42,48 @@ HISTOGRAMS = {
 def roll_up(features: Features, splits: Sequence[Split], record_ms: int) -> Columns:
     """Count and sum n events per (minute, monitor), for every grouping."""
     minute, first_minute = _minutes(features.time_ms)
+    minutes = int(minute.max(initial=0)) + 1
     sums = _sum_matrix(features)
     buckets = {name: _buckets_of(features, name) for name in HISTOGRAMS}
     errors = _error_codes(features)
-    parts = []
+    parts: list[Columns] = []
+    monitors, before = [], 0
     for split in splits:
         inside = split.code >= 0
-        key = split.code * (int(minute.max(initial=0)) + 1) + minute
+        key = split.code * minutes + minute
         keys, totals = sum_by_key(key[inside], sums[inside])
-        parts.append(
-            _rollup_rows(split, keys, totals, int(minute.max(initial=0)) + 1, first_minute)
-            | {name: _histogram(key, inside, *b, keys) for name, b in buckets.items()}
-            | {"error_types": _error_map(key, inside, errors, keys)}
+        monitors.append(keys // minutes + before)
+        before += len(split.monitors)
+        columns: Columns = {"minute": (keys % minutes + first_minute) * 60}
+        columns |= {name: totals[:, column] for column, name in enumerate(SUM_COLUMNS)}
+        columns |= {name: _histogram(key, inside, *b, keys) for name, b in buckets.items()}
+        columns["error_types"] = _error_map(key, inside, errors, keys)
+        parts.append(columns)
+    return _name_monitors(splits, np.concatenate(monitors)) | _concatenate(parts, record_ms)
+
+
+def _name_monitors(splits: Sequence[Split], monitor: Ints) -> Columns:
+    """Grouping and dimensions of each row, from the place of its monitor among all of them.
+
+    Every monitor is looked at once, however many rows it has.
+    """
+    every = [m for split in splits for m in split.monitors]
+    sizes = [len(split.monitors) for split in splits]
+    of_split = np.repeat(np.arange(len(splits)), sizes)
+    names = [grouping_name(split.grouping) for split in splits]
+    columns: Columns = {"grouping": _pick(code_values(names), of_split[monitor])}
+    for dimension in DIMENSIONS:
+        places = [s.grouping.index(dimension) if dimension in s.grouping else -1 for s in splits]
+        values = (
+            "" if place < 0 else m.values[place]
+            for m, place in zip(every, np.repeat(places, sizes).tolist(), strict=True)
         )
-    return _concatenate(parts, record_ms)
+        columns[dimension.value] = _pick(code_values(values), monitor)
+    return columns
+
+
+def _pick(column: CodedColumn, rows: Ints) -> CodedColumn:
+    return CodedColumn(column.codes[rows], column.values)
 
 
 def _minutes(time_ms: Ints) -> tuple[Ints, int]:
@@ -116,20 +144,6 @@ def _error_map(
     use = inside & (codes >= 0)
     counted = count_maps(key[use], codes[use], keys)
     return counted._replace(keys=[names[code] for code in np.asarray(counted.keys)])
-
-
-def _rollup_rows(split: Split, keys: Ints, totals: Ints, minutes: int, first: int) -> Columns:
-    monitors = [split.monitors[code] for code in keys // minutes]
-    labels = [m.labels() for m in monitors]
-    rows: Columns = {
-        "minute": (keys % minutes + first) * 60,
-        "grouping": [grouping_name(split.grouping)] * len(keys),
-    }
-    for dimension in DIMENSIONS:
-        rows[dimension.value] = [each.get(dimension.value, "") for each in labels]
-    for column, name in enumerate(SUM_COLUMNS):
-        rows[name] = totals[:, column]
-    return rows
 
 
 def _concatenate(parts: Sequence[Columns], record_ms: int) -> Columns:
