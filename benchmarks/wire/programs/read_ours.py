@@ -7,8 +7,9 @@ from typing import Any
 import faust
 
 from benchmarks.wire.task import Meter, read_task
-from pipeline.app import build_faust, calm_garbage_collector
+from pipeline.app import build_faust
 from pipeline.config import KafkaSettings
+from pipeline.process import settle_process
 from pipeline.transport import to_batch
 from schemas.codec import decode_events
 from schemas.event import Received
@@ -32,7 +33,7 @@ def main() -> None:
             if meter.add(len(decoded)):
                 meter.finish()
 
-    calm_garbage_collector()
+    settle_process()
     faust.Worker(app, loglevel="WARNING", redirect_stdouts=False).execute_from_commandline()
 
 

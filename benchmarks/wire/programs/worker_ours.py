@@ -28,9 +28,10 @@ import faust
 import numpy as np
 
 from benchmarks.wire.task import Meter, Task, answer, read_task
-from pipeline.app import TopicPublisher, build_app, build_faust, settle_process
+from pipeline.app import TopicPublisher, build_app, build_faust
 from pipeline.config import Config, load_config
 from pipeline.core.chunk import ChunkCounts
+from pipeline.process import settle_process
 from pipeline.sinks.clickhouse import Store
 from pipeline.topics import create_topics
 from pipeline.transport import Batch
