@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import faust
 from aiokafka import TopicPartition
+from aiokafka.consumer import fetcher
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
@@ -26,6 +27,9 @@ from faust.types import TP, ConsumerMessage
 
 from pipeline.core.chunk import Record
 from pipeline.errors import Fenced, KizashiError, SinkUnavailable
+
+#: Kafka's type of a record's timestamp; nothing here asks who set it.
+CREATE_TIME = 0
 
 
 class Batch(NamedTuple):
@@ -42,6 +46,20 @@ class Committed(NamedTuple):
 
     offset: int | None
     metadata: str
+
+
+class _Records(fetcher.PartitionRecords):  # type: ignore[misc]
+    """What was fetched of a partition, as records of ours from the start.
+
+    aiokafka makes an object of eleven fields of each record, of which three were taken.
+    """
+
+    def _consumer_record(self, _tp: TopicPartition, record: Any) -> Record:
+        return Record(record.offset, record.timestamp, record.value)
+
+
+# The fetcher knows it by this name only.
+fetcher.PartitionRecords = _Records
 
 
 class Consumer(driver.Consumer):
@@ -66,19 +84,18 @@ class Consumer(driver.Consumer):
             if records and (active is None or tp in active or tp in self._buffered_partitions):
                 yield tp, self._to_chunk(tp, records, generation)
 
-    def _to_chunk(self, tp: TP, records: list[Any], generation: int) -> ConsumerMessage:
+    def _to_chunk(self, tp: TP, records: list[Record], generation: int) -> ConsumerMessage:
         first = records[0]
-        chunk = [Record(r.offset, r.timestamp, r.value) for r in records]
         return ConsumerMessage(
             tp.topic,
             tp.partition,
             first.offset,
-            first.timestamp / 1000.0,
-            first.timestamp_type,
+            first.written_ms / 1000.0,
+            CREATE_TIME,
             [],
             None,
             # Faust looks into a value only to decode it, and raw values are not.
-            cast(bytes, chunk),
+            cast(bytes, records),
             None,
             tp=tp,
             generation_id=generation,
