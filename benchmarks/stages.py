@@ -20,7 +20,7 @@ from statistics import median
 from benchmarks.wire.events import cast_for, generate, read_prose
 from pipeline.core.chunk import code_values
 from pipeline.core.refusal import decide_refusals
-from pipeline.core.style import measure_style
+from pipeline.core.style import measure_layout, measure_style
 from pipeline.encoders.embedding import EncodedTexts
 from pipeline.encoders.static import StaticEncoder
 from schemas.codec import decode_events
@@ -51,7 +51,7 @@ def make_stages(chunk: list[tuple[int, bytes]]) -> dict[str, Stage]:
         "decode": lambda: decode_events(raws, written_ms),
         "refusals": lambda: _decide(events),
         "style of answers": lambda: measure_style([e.response_text or "" for e in read]),
-        "style of prompts": lambda: measure_style([e.prompt_text or "" for e in read]),
+        "layout of prompts": lambda: measure_layout([e.prompt_text or "" for e in read]),
         "embedding": lambda: embedding.embed(read),
     }
 

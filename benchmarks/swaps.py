@@ -47,7 +47,7 @@ from scipy.special import gammaln, ive
 
 from detectors.fingerprint import FingerprintConfig, fit_reference, residuals
 from detectors.shift import ShiftDetector, ShiftDetectorConfig
-from pipeline.core.style import measure_style
+from pipeline.core.style import measure_layout, measure_style
 from pipeline.encoders.static import StaticEncoder
 
 Floats = npt.NDArray[np.float64]
@@ -132,7 +132,7 @@ def load(file: Path, models: set[str], encoder: StaticEncoder) -> Corpus:
         y[row["model"]][prompts[row["prompt"]]] = features
         kinds[prompts[row["prompt"]]] = strata.index(row.get("stratum", ""))
     meaning = encoder.encode(list(prompts))[:, :PROMPT_COMPONENTS]
-    x = np.concatenate([meaning, measure_style(list(prompts))], axis=1).astype(np.float64)
+    x = np.concatenate([meaning, measure_layout(list(prompts))], axis=1).astype(np.float64)
     return Corpus(kinds, x, y)
 
 

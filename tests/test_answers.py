@@ -21,7 +21,7 @@ from pipeline.core.answers import (
 )
 from pipeline.core.features import extract_features
 from pipeline.core.pricing import Pricer
-from pipeline.core.style import STYLE_FEATURES, Scale, measure_style
+from pipeline.core.style import STYLE_FEATURES, Scale, measure_layout, measure_style
 from schemas.event import Event
 from tests.support.events import PRICES, Json, make_event, make_traffic, read_facts, receive
 
@@ -153,7 +153,7 @@ def test_prompts_and_answers_are_in_their_columns() -> None:
         assert np.array_equal(
             answers.prompts[row, :PROMPT_COMPONENTS], vector_of(prompt, 96)[:PROMPT_COMPONENTS]
         )
-        assert np.array_equal(answers.prompts[row, PROMPT_COMPONENTS:], measure_style([prompt])[0])
+        assert np.array_equal(answers.prompts[row, PROMPT_COMPONENTS:], measure_layout([prompt])[0])
         assert np.array_equal(answers.answers[row, :STYLES], measure_style([text])[0])
         likeness = float(vector_of(prompt, 96) @ vector_of(text, 96))
         assert answers.answers[row, STYLES] == pytest.approx(likeness, abs=1e-6)
@@ -168,7 +168,7 @@ def test_an_answer_that_says_what_was_asked_is_like_it() -> None:
 def test_a_missing_prompt_is_an_empty_one() -> None:
     missing, empty = read(answer(prompt_text=None)), read(answer(prompt_text=""))
     assert np.array_equal(missing.prompts, empty.prompts)
-    assert np.array_equal(missing.prompts[0, PROMPT_COMPONENTS:], measure_style([""])[0])
+    assert np.array_equal(missing.prompts[0, PROMPT_COMPONENTS:], measure_layout([""])[0])
 
 
 def test_short_vectors_are_filled_up_with_zeros() -> None:

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from pipeline.core.style import (
     BLOCK_TEXTS,
     HEAD_CHARS,
+    LAYOUT_FEATURES,
     LOOP_BYTES,
     OFFER_BYTES,
     STYLE_FEATURES,
     TAIL_CHARS,
     WORD_BYTES,
     Scale,
+    measure_layout,
     measure_style,
 )
 
@@ -325,8 +327,16 @@ def test_columns_are_finite_and_bounded(texts: list[str]) -> None:
         assert ((column >= 0) & (column <= highest)).all(), feature.name
 
 
+@settings(deadline=None)
+@given(st.lists(st.one_of(TEXTS, LONG), max_size=4))
+def test_layout_is_columns_of_style(texts: list[str]) -> None:
+    at = [STYLE_FEATURES.index(feature) for feature in LAYOUT_FEATURES]
+    assert np.array_equal(measure_layout(texts), measure_style(texts)[:, at])
+
+
 def test_no_texts_give_no_rows() -> None:
     assert measure_style([]).shape == (0, len(STYLE_FEATURES))
+    assert measure_layout([]).shape == (0, len(LAYOUT_FEATURES))
 
 
 def test_an_empty_text_is_one_blank_line_that_cannot_be_compressed() -> None:

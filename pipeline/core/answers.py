@@ -17,7 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.features import Features
-from pipeline.core.style import STYLE_FEATURES, measure_style
+from pipeline.core.style import (
+    LAYOUT_FEATURES,
+    STYLE_FEATURES,
+    measure_layout,
+    measure_style,
+)
 from schemas.event import Event
 
 Floats32 = npt.NDArray[np.float32]
@@ -25,7 +30,7 @@ Ints = npt.NDArray[np.int64]
 
 #: Leading components of a prompt's vector that are used: they carry most of what sets it apart.
 PROMPT_COMPONENTS = 32
-PROMPT_WIDTH = PROMPT_COMPONENTS + len(STYLE_FEATURES)
+PROMPT_WIDTH = PROMPT_COMPONENTS + len(LAYOUT_FEATURES)
 ANSWER_WIDTH = len(STYLE_FEATURES) + 1
 ANSWER_NAMES = (*(feature.name for feature in STYLE_FEATURES), "likeness to the prompt")
 
@@ -50,7 +55,7 @@ class Answers(NamedTuple):
     embedding: str
     #: Their events, rising, shape (m,).
     rows: Ints
-    #: What a reference predicts from: vector, then style; shape (m, `PROMPT_WIDTH`).
+    #: What a reference predicts from: vector, then layout; shape (m, `PROMPT_WIDTH`).
     prompts: Floats32
     #: What it predicts: style, then likeness to the prompt; shape (m, `ANSWER_WIDTH`).
     answers: Floats32
@@ -67,7 +72,7 @@ def read_answers(features: Features, embedding: Embedding) -> Answers:
     if not kept:
         return Answers(embedding.name, rows, _nothing(PROMPT_WIDTH), _nothing(ANSWER_WIDTH))
     prompts, answers = embedding.embed(kept)
-    asked = measure_style([e.prompt_text or "" for e in kept])
+    asked = measure_layout([e.prompt_text or "" for e in kept])
     answered = measure_style([e.response_text or "" for e in kept])
     return Answers(
         embedding.name,

@@ -43,6 +43,7 @@ WORD_BYTES = 400
 OFFER_BYTES = 200
 
 Floats = npt.NDArray[np.float64]
+Floats32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
@@ -135,18 +136,38 @@ STYLE_FEATURES: tuple[StyleFeature, ...] = (
     StyleFeature("ends with exclamation", "answers that end with “!”", Scale.SHARE),
     StyleFeature("closing offer", "answers that close with an offer of help", Scale.SHARE),
 )
+#: All but words, repetition and offers, which cost most.
+LAYOUT_FEATURES = tuple(
+    feature
+    for feature in STYLE_FEATURES
+    if feature.name
+    not in {"word length", "long words", "distinct words", "compressed size", "closing offer"}
+)
 
 
-def measure_style(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+def measure_style(texts: Sequence[str]) -> Floats32:
     """Return the style of n texts, shape (n, len(STYLE_FEATURES)), finite for any text."""
-    style = np.empty((len(STYLE_FEATURES), len(texts)), np.float32)
-    if texts:
-        tails: list[bytes] = []
-        counts = [_count(_join(block), tails) for block in _blocks(texts)]
-        quantities = _derive(_stack(counts) | {"offer": _find_offers(tails)})
-        for column, feature in zip(style, STYLE_FEATURES, strict=True):
-            column[:] = quantities[feature.name]
-            _rescale(column, feature.scale)
+    if not texts:
+        return np.empty((0, len(STYLE_FEATURES)), np.float32)
+    tails: list[bytes] = []
+    counts = [_count(_join(block), tails) for block in _blocks(texts)]
+    quantities = _derive(_stack(counts) | {"offer": _find_offers(tails)})
+    return _to_columns(quantities, STYLE_FEATURES)
+
+
+def measure_layout(texts: Sequence[str]) -> Floats32:
+    """Return the `LAYOUT_FEATURES` of n texts, a column each, at a third of the price."""
+    if not texts:
+        return np.empty((0, len(LAYOUT_FEATURES)), np.float32)
+    counts = _stack([_count_layout(_join(block)) for block in _blocks(texts)])
+    return _to_columns(_derive_layout(counts), LAYOUT_FEATURES)
+
+
+def _to_columns(quantities: Mapping[str, Column], features: Sequence[StyleFeature]) -> Floats32:
+    style = np.empty((len(features), len(quantities["length"])), np.float32)
+    for column, feature in zip(style, features, strict=True):
+        column[:] = quantities[feature.name]
+        _rescale(column, feature.scale)
     return np.ascontiguousarray(style.T)
 
 
@@ -173,15 +194,21 @@ def _count(block: _Block, tails: list[bytes]) -> Counts:
     The last bytes of every text are added to `tails`.
     """
     tails += [part[-OFFER_BYTES:] for part in block.parts]
+    return {
+        **_count_layout(block),
+        "bytes": block.end - block.newline - 1,
+        **_count_words(block),
+        "packed": _count_packed(block),
+    }
+
+
+def _count_layout(block: _Block) -> Counts:
     telling = _telling_positions(block.buffer)
     return {
         "length": block.length,
         "looked_at": block.looked_at,
-        "bytes": block.end - block.newline - 1,
         "classes": _count_classes(block, telling),
         **_count_lines(block, telling),
-        **_count_words(block),
-        "packed": _count_packed(block),
         **_read_opening(block),
         "ending": _read_ending(block),
     }
@@ -190,10 +217,17 @@ def _count(block: _Block, tails: list[bytes]) -> Counts:
 def _derive(counts: Counts) -> dict[str, Column]:
     """What is worth knowing of them, for all blocks at once: each step here has a fixed cost."""
     return {
+        **_derive_layout(counts),
+        **_derive_words(counts),
+        "closing offer": counts["offer"],
+    }
+
+
+def _derive_layout(counts: Counts) -> dict[str, Column]:
+    return {
         "length": counts["length"],
         **_derive_characters(counts),
         **_derive_lines(counts),
-        **_derive_words(counts),
         **_derive_ends(counts),
     }
 
@@ -586,9 +620,12 @@ def _count_words(block: _Block) -> Counts:
     end = np.cumsum(head_bytes + 1)
     white = _is_white(buffer)
     begin = np.flatnonzero(white[:-1] > white[1:]) + 1
-    words = np.diff(np.searchsorted(begin, end), prepend=0)
+    stop = np.searchsorted(begin, end)
+    words = np.diff(stop, prepend=0)
     text = np.repeat(np.arange(len(heads)), words)
-    size = np.minimum(np.append(begin[1:], len(buffer)) - 1, end[text]) - begin
+    size = np.diff(begin, append=len(buffer)) - 1
+    some = words > 0
+    size[stop[some] - 1] = end[some] - begin[stop[some] - 1]  # the last one ends with its text
     return {
         "head_bytes": head_bytes,
         "words": words,
@@ -598,11 +635,14 @@ def _count_words(block: _Block) -> Counts:
 
 
 def _count_distinct(buffer: Bytes, begin: Ints, size: Ints, text: Ints, texts: int) -> Ints:
-    mixed = buffer[begin] * np.uint16(31) + buffer[begin + (size >> 1)]
-    mixed = mixed * np.uint16(31) + buffer[begin + size - 1]
-    mixed = mixed * np.uint16(31) + size.astype(np.uint16)
+    mixed = buffer[begin].astype(np.uint16)
+    for more in (buffer[begin + (size >> 1)], buffer[begin + size - 1], size.astype(np.uint16)):
+        mixed *= np.uint16(31)
+        mixed += more
+    cells = text * _CELLS
+    cells += mixed & np.uint16(_CELLS - 1)
     seen = np.zeros(texts * _CELLS, np.uint8)
-    seen[text * _CELLS + (mixed & np.uint16(_CELLS - 1))] = 1
+    seen[cells] = 1
     # Eight cells are added at a time: no byte of the sum can be more than _CELLS / 8.
     lanes: npt.NDArray[np.uint64] = seen.view(np.uint64).reshape(texts, -1).sum(axis=1)
     distinct: Ints = lanes.view(np.uint8).reshape(texts, 8).sum(axis=1, dtype=np.int64)
@@ -693,7 +733,6 @@ def _derive_ends(counts: Counts) -> dict[str, Column]:
         **{name: _opens_with(opening, phrases) for name, phrases in _OPENINGS.items()},
         "ends open": (ending >= 0) & ~_is_one_of(ending, _CLOSING_MARKS),
         "ends with exclamation": _is_one_of(ending, "!！"),
-        "closing offer": counts["offer"],
     }
 
 
