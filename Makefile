@@ -50,6 +50,11 @@ $(INSTALLED): $(LOCKS) pyproject.toml
 demo: install
 	@$(BIN)/kizashi demo $(ARGS)
 
+## screenshots  the page's pictures in docs/images, taken with the system's Chromium
+.PHONY: screenshots
+screenshots: install
+	@$(BIN)/python -m tests.screenshots
+
 ## check     formatting, lint and strict types
 .PHONY: check
 check: install

@@ -85,7 +85,8 @@ _STORY = Row(
                 Column("share", Unit.SHARE),
             ),
             sql=f"""
-SELECT status, severity, family, summary, suggestion, {CAUSE_NAME} AS explained_by, share,
+SELECT status, stage, severity, family, symptom, root_cause, summary, suggestion,
+       {CAUSE_NAME} AS explained_by, share,
        changed_at, opened_at, updated_at, resolved_at, incident_id, incident
 FROM incidents WHERE {_CHOSEN} {_ORDER}""",  # noqa: S608 — as above
         ),

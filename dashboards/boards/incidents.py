@@ -74,7 +74,7 @@ _LISTS = Row(
                 Column("incident_id", opens="incident"),
             ),
             sql=f"""
-SELECT opened_at, status, severity, family, summary, suggestion,
+SELECT opened_at, status, stage, severity, family, symptom, root_cause, summary, suggestion,
        {CAUSE_NAME} AS explained_by,
        share, changed_at, resolved_at, incident_id
 FROM incidents

@@ -56,19 +56,20 @@ _RATES = Row(
         Panel(
             title="Evidence",
             description="How far the evidence for a change has come on its way to the threshold,"
-            " both as logarithms: at 1 the alarm is raised. The ten monitors that came closest.",
+            " both as logarithms: at 1 the alarm is raised. The ten that came closest.",
             kind=Kind.TIME_SERIES,
             thresholds=(Threshold(1, Colour.RED),),
             sql=f"""
 WITH closest AS (
-    SELECT {MONITOR_NAME} AS monitor
+    SELECT {MONITOR_NAME} AS monitor, family
     {_VERDICTS}
-    GROUP BY monitor ORDER BY max(log_evidence / log_threshold) DESC, monitor LIMIT 10
+    GROUP BY monitor, family
+    ORDER BY max(log_evidence / log_threshold) DESC, monitor, family LIMIT 10
 )
 SELECT $__timeInterval(v.time) AS time,
        concat({MONITOR_NAME}, ' · ', family) AS series,
        greatest(0, max(log_evidence / log_threshold)) AS evidence
-{_VERDICTS} AND {MONITOR_NAME} IN closest
+{_VERDICTS} AND ({MONITOR_NAME}, family) IN closest
 GROUP BY time, series
 ORDER BY time, series""",
         ),

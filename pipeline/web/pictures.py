@@ -16,7 +16,7 @@ import msgspec
 
 from dashboards.boards import BOARDS
 from dashboards.filling import Span, fill
-from dashboards.panels import Board, Panel
+from dashboards.panels import Board, Kind, Panel
 from dashboards.sql import variable_options
 from pipeline.errors import KizashiError
 from pipeline.web.reading import Reader
@@ -70,17 +70,19 @@ class Pictures:
         self._held: OrderedDict[tuple[str, bool], asyncio.Future[bytes]] = OrderedDict()
 
     async def board(self, name: str, span: Span, chosen: Chosen, only: Sequence[int] = ()) -> bytes:
-        """Return ``{"<panel>": result, …}`` of a board; a result is rows or ``{"error": …}``.
+        """Return ``{"<panel>": result, …, "marks": result}``; one is rows or ``{"error": …}``.
 
         Raises:
             KeyError: there is no such board.
         """
-        panels = dict(enumerate(self._boards[name].panels))
-        wanted = {n: p for n, p in panels.items() if not only or n in only}
+        board = self._boards[name]
+        wanted = {str(n): p.sql for n, p in enumerate(board.panels) if not only or n in only}
+        if any(p.kind is Kind.TIME_SERIES for p in board.panels):
+            wanted["marks"] = board.marks
         results = await asyncio.gather(
-            *(self._ask(fill(panel.sql, span, chosen), unix=True) for panel in wanted.values())
+            *(self._ask(fill(sql, span, chosen), unix=True) for sql in wanted.values())
         )
-        parts = (b'"%d":%b' % pair for pair in zip(wanted, results, strict=True))
+        parts = (b'"%b":%b' % (n.encode(), r) for n, r in zip(wanted, results, strict=True))
         return b"{" + b",".join(parts) + b"}"
 
     async def options(self, name: str) -> bytes:
