@@ -8,6 +8,8 @@ Grafana's own alert list. A rule's query gives one number, and fires above its l
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 from grafana_foundation_sdk.builders import alerting
 from grafana_foundation_sdk.cog.builder import Builder
@@ -21,6 +23,20 @@ from dashboards.rules import RULES, Rule
 
 GROUP = "Kizashi"
 FOLDER_UID = "kizashi"
+FOLDER_TITLE = "Kizashi"
+#: JSON is YAML too; by the other name, whoever provisions dashboards from here passes it over.
+ALERTS_FILE = "kizashi-alerts.yaml"
+_OF_A_FILE = (
+    "annotations",
+    "condition",
+    "data",
+    "execErrState",
+    "for",
+    "labels",
+    "noDataState",
+    "title",
+    "uid",
+)
 CONTACT_POINT = "Kizashi"
 #: The label by which the policy knows our rules.
 LABEL = ("source", "kizashi")
@@ -31,11 +47,14 @@ _EXPRESSIONS = "__expr__"
 _RANGE_S = 3_600
 
 
+Json = dict[str, Any]
+
+
 class Alerts(Struct, frozen=True):
     """What the provisioning API takes, as plain JSON values."""
 
-    rules: tuple[dict[str, object], ...]
-    policy: dict[str, object]
+    rules: tuple[Json, ...]
+    policy: Json
 
 
 def build_alerts() -> Alerts:
@@ -44,7 +63,7 @@ def build_alerts() -> Alerts:
     return Alerts(rules, _plain(_build_policy()))
 
 
-def build_contact_point(integration_key: str) -> dict[str, object]:
+def build_contact_point(integration_key: str) -> Json:
     """Return the contact point, PagerDuty by its integration key."""
     settings = {"integrationKey": integration_key, "severity": "{{ .CommonLabels.severity }}"}
     point = (
@@ -58,10 +77,22 @@ def build_contact_point(integration_key: str) -> dict[str, object]:
 
 
 def render_alerts() -> str:
-    """Return rules and policy as JSON with sorted keys, for the file that is committed."""
-    alerts = build_alerts()
-    body = {"policy": alerts.policy, "rules": list(alerts.rules)}
+    """Return the rules in the form of Grafana's file provisioning, as JSON with sorted keys."""
+    group = {"folder": FOLDER_TITLE, "interval": f"{INTERVAL_S}s", "name": GROUP, "orgId": 1}
+    rules = [{k: v for k, v in rule.items() if k in _OF_A_FILE} for rule in build_alerts().rules]
+    body = {"apiVersion": 1, "groups": [{**group, "rules": rules}]}
     return JSONEncoder(sort_keys=True, indent=2, ensure_ascii=False).encode(body) + "\n"
+
+
+def write_alerts(directory: Path) -> list[Path]:
+    """Write the rules' file into `directory`; returns it when it has changed."""
+    file = directory / ALERTS_FILE
+    text = render_alerts()
+    if file.exists() and file.read_text(encoding="utf-8") == text:
+        return []
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return [file]
 
 
 def _build_rule(rule: Rule) -> models.Rule:
@@ -150,6 +181,6 @@ class _Above(Dataquery):
         }
 
 
-def _plain(built: object) -> dict[str, object]:
-    plain: dict[str, object] = json.loads(JSONEncoder(sort_keys=True).encode(built))
+def _plain(built: object) -> Json:
+    plain: Json = json.loads(JSONEncoder(sort_keys=True).encode(built))
     return plain

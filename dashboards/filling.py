@@ -31,7 +31,7 @@ class Span(Struct, frozen=True):
 
     @classmethod
     def ending(cls, end_s: int, length_s: int) -> Span:
-        """Return the range up to `end_s`, of `length_s` or up to a step more: it begins with one."""
+        """Return the range of `length_s` up to `end_s`, and what is missing of its first step."""
         wanted = length_s / POINTS
         step = next((s for s in _STEPS_S if s >= wanted), _STEPS_S[-1])
         return cls((end_s - length_s) // step * step, end_s, step)

@@ -25,10 +25,16 @@ from grafana_api.grafana_api import GrafanaException
 from grafana_api.grafana_face import GrafanaFace
 from msgspec import Struct
 
+from dashboards.alerts import (
+    CONTACT_POINT,
+    FOLDER_TITLE,
+    FOLDER_UID,
+    LABEL,
+    build_alerts,
+    build_contact_point,
+)
 from dashboards.build import DATASOURCE_TYPE, DATASOURCE_UID, build_all
 
-FOLDER_UID = "kizashi"
-FOLDER_TITLE = "Kizashi"
 #: The first version that knows the format by which values of variables reach the SQL. An older
 #: one would put them in as they are.
 OLDEST_GRAFANA = (12, 2)
@@ -89,21 +95,27 @@ def push(
     token: str,
     clickhouse: ClickHouse | None = None,
     *,
+    alerts: bool = True,
+    pagerduty_key: str = "",
     allow_plaintext: bool = False,
     timeout_s: float = 10.0,
 ) -> Iterator[Outcome]:
-    """Bring folder, data source (when `clickhouse` is given) and dashboards to Grafana at `url`.
+    """Bring folder, dashboards and alert rules to Grafana at `url`.
 
-    Yields one outcome per object, as it comes.
+    The data source comes too when `clickhouse` is given, and contact point and notification
+    policy when there is a PagerDuty integration key. Yields one outcome per object, as it
+    comes.
 
     Raises:
         Unusable: the address or the token cannot be used; nothing was sent.
     """
-    api = _Api(_connect(url, token, allow_plaintext, timeout_s), token)
-    return _push(api, clickhouse)
+    api = _Api(_connect(url, token, allow_plaintext, timeout_s), (token, pagerduty_key))
+    return _push(api, clickhouse, pagerduty_key if alerts else "", alerts=alerts)
 
 
-def _push(api: _Api, clickhouse: ClickHouse | None) -> Iterator[Outcome]:
+def _push(
+    api: _Api, clickhouse: ClickHouse | None, pagerduty_key: str, *, alerts: bool
+) -> Iterator[Outcome]:
     if (problem := _check_version(api)) is not None:
         yield Outcome("Grafana", "itself", Action.FAILED, problem)
         return
@@ -116,6 +128,27 @@ def _push(api: _Api, clickhouse: ClickHouse | None) -> Iterator[Outcome]:
             yield Outcome("dashboard", model["uid"], Action.FAILED, "its folder is not there")
         else:
             yield _attempt("dashboard", model["uid"], partial(_push_dashboard, api, model))
+    if alerts:
+        yield from _push_alerts(api, pagerduty_key, folder)
+
+
+def _push_alerts(api: _Api, pagerduty_key: str, folder: Outcome) -> Iterator[Outcome]:
+    built = build_alerts()
+    for rule in built.rules:
+        name = str(rule["uid"])
+        if folder.action is Action.FAILED:
+            yield Outcome("alert rule", name, Action.FAILED, "its folder is not there")
+        else:
+            yield _attempt("alert rule", name, partial(_push_rule, api, rule))
+    if not pagerduty_key:
+        return
+    point = _attempt("contact point", CONTACT_POINT, partial(_push_contact, api, pagerduty_key))
+    yield point
+    if point.action is Action.FAILED:
+        reason = "its contact point is not there"
+        yield Outcome("notification policy", CONTACT_POINT, Action.FAILED, reason)
+        return
+    yield _attempt("notification policy", CONTACT_POINT, partial(_push_policy, api, built.policy))
 
 
 def _attempt(kind: str, name: str, bring: Callable[[], Action]) -> Outcome:
@@ -226,15 +259,89 @@ def _read_last_message(api: _Api, path: str) -> str:
     return str(max(versions, key=lambda v: v.get("version", 0)).get("message", ""))
 
 
+def _push_rule(api: _Api, rule: Json) -> Action:
+    path = f"/v1/provisioning/alert-rules/{rule['uid']}"
+    standing = api.find(path)
+    if standing is None:
+        api.call("POST", "/v1/provisioning/alert-rules", rule)
+        return Action.CREATED
+    # Whose organisation it is follows from the token.
+    if _covers(standing, {k: v for k, v in rule.items() if k != "orgID"}):
+        return Action.UNCHANGED
+    api.call("PUT", path, rule)
+    return Action.UPDATED
+
+
+def _push_contact(api: _Api, pagerduty_key: str) -> Action:
+    wanted = build_contact_point(pagerduty_key)
+    points = api.call_list("/v1/provisioning/contact-points")
+    if not any(point.get("uid") == wanted["uid"] for point in points):
+        api.call("POST", "/v1/provisioning/contact-points", wanted)
+        return Action.CREATED
+    # The key can be written but not read, so it is always written.
+    api.call("PUT", f"/v1/provisioning/contact-points/{wanted['uid']}", wanted)
+    return Action.UPDATED
+
+
+def _push_policy(api: _Api, wanted: Json) -> Action:
+    """Put our route first in the tree, and leave everybody else's as they are.
+
+    The tree has no version: a change that someone makes between our reading and our writing
+    is lost.
+    """
+    tree = api.call("GET", "/v1/provisioning/policies")
+    routes = tree.get("routes") or []
+    ours = [route for route in routes if _is_ours(route)]
+    if len(ours) == 1 and _covers(ours[0], wanted):
+        return Action.UNCHANGED
+    others = [route for route in routes if not _is_ours(route)]
+    api.call("PUT", "/v1/provisioning/policies", {**tree, "routes": [wanted, *others]})
+    return Action.UPDATED if ours else Action.CREATED
+
+
+def _is_ours(route: Json) -> bool:
+    name, value = LABEL
+    return route.get("object_matchers") == [[name, "=", value]]
+
+
+_DURATION_PARTS = re.compile(r"(\d+)([smhdw])")
+_SECONDS_OF = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def _covers(standing: Any, wanted: Any) -> bool:
+    """Whether everything wanted stands there; Grafana adds fields, and rewrites durations."""
+    if isinstance(wanted, dict):
+        return isinstance(standing, dict) and all(
+            key in standing and _covers(standing[key], value) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return (
+            isinstance(standing, list)
+            and len(standing) == len(wanted)
+            and all(map(_covers, standing, wanted))
+        )
+    if isinstance(wanted, str) and isinstance(standing, str):
+        seconds = _read_duration(wanted)
+        return standing == wanted or (seconds is not None and _read_duration(standing) == seconds)
+    return bool(standing == wanted)
+
+
+def _read_duration(text: str) -> int | None:
+    """Seconds of ``2m0s`` and its like; None for what is none."""
+    if not re.fullmatch(rf"(?:{_DURATION_PARTS.pattern})+", text):
+        return None
+    return sum(int(n) * _SECONDS_OF[unit] for n, unit in _DURATION_PARTS.findall(text))
+
+
 # --- The wire --------------------------------------------------------------------------------
 
 
 class _Api:
     """The library's access to every endpoint, with its failures told in one way."""
 
-    def __init__(self, face: GrafanaFace, token: str) -> None:
+    def __init__(self, face: GrafanaFace, secrets: tuple[str, ...]) -> None:
         self._api = face.api
-        self._token = token
+        self._secrets = tuple(filter(None, secrets))
 
     def find(self, path: str) -> Json | None:
         """Return the object, or None when there is none."""
@@ -251,8 +358,21 @@ class _Api:
         Raises:
             Refused: an answer of 400 and up, none at all, or one that is no object.
         """
+        answer = self._send(method, path, body)
+        if not isinstance(answer, dict):
+            raise Refused("the answer is not a JSON object: is this a Grafana?")
+        return answer
+
+    def call_list(self, path: str) -> list[Json]:
+        """Return the answer, a list of JSON objects; raises as `call` does."""
+        answer = self._send("GET", path)
+        if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):
+            raise Refused("the answer is not a list of JSON objects: is this a Grafana?")
+        return answer
+
+    def _send(self, method: str, path: str, body: Json | None = None) -> Any:
         try:
-            answer = getattr(self._api, method)(path, json=body)
+            return getattr(self._api, method)(path, json=body)
         except GrafanaException as error:
             raise Refused(self._clean(error.message), error.status_code) from None
         except OSError as error:  # what `requests` raises derives from it
@@ -260,13 +380,12 @@ class _Api:
         except TypeError:
             # The library looks for a message in every error's body, also in one that is no object.
             raise Refused("an error without a message") from None
-        if not isinstance(answer, dict):
-            raise Refused("the answer is not a JSON object: is this a Grafana?")
-        return answer
 
     def _clean(self, reason: str) -> str:
-        """Whatever a server says: one line of bounded length, and never the token."""
-        line = " ".join(reason.replace(self._token, "…").split())
+        """Whatever a server says: one line of bounded length, and never a secret."""
+        for secret in self._secrets:
+            reason = reason.replace(secret, "…")
+        line = " ".join(reason.split())
         return "".join(c if c.isprintable() else "�" for c in line)[:_MAX_REASON]
 
 
@@ -285,6 +404,8 @@ def _connect(url: str, token: str, allow_plaintext: bool, timeout_s: float) -> G
     )
     # `requests` would follow a redirect of a POST with a GET, which changes nothing and succeeds.
     face.api.s.max_redirects = 0
+    # What is pushed can still be changed in the browser; the next push puts it right.
+    face.api.s.headers["X-Disable-Provenance"] = "true"
     return face
 
 

@@ -454,10 +454,11 @@ def dashboards_group() -> None:
     help="Directory in which the JSON is kept [default: dashboards/generated].",
 )
 def dashboards_build(into: Path | None) -> None:
-    """Write the dashboards as Grafana's JSON, for provisioning."""
+    """Write dashboards and alert rules as Grafana's JSON, for provisioning."""
+    from dashboards.alerts import write_alerts
     from dashboards.build import GENERATED, write_all
 
-    changed = write_all(into or GENERATED)
+    changed = write_all(into or GENERATED) + write_alerts(into or GENERATED)
     for file in changed:
         click.echo(f"{'written' if file.exists() else 'removed'}: {file}")
     if not changed:
@@ -483,13 +484,15 @@ def dashboards_build(into: Path | None) -> None:
 @click.option("--clickhouse-secure", is_flag=True, help="Grafana speaks TLS to ClickHouse.")
 @click.option("--clickhouse-user", default="reader", show_default=True)
 @click.option("--clickhouse-database", default="kizashi", show_default=True)
+@click.option("--alerts/--no-alerts", default=True, help="Bring the alert rules [default: yes].")
 def dashboards_push(
-    url: str, token_file: Path | None, allow_plaintext: bool, **clickhouse: Any
+    url: str, token_file: Path | None, allow_plaintext: bool, alerts: bool, **clickhouse: Any
 ) -> None:
-    """Bring folder, dashboards and data source to a running Grafana. Safe to run again.
+    """Bring folder, dashboards, data source and alert rules to a Grafana. Safe to run again.
 
     The data source's password is taken from $CLICKHOUSE_READER_PASSWORD; without it, Grafana
-    keeps the one it has.
+    keeps the one it has. With a PagerDuty integration key in $PAGERDUTY_INTEGRATION_KEY, the
+    rules get a contact point and a notification policy.
     """
     from dashboards.push import Action, ClickHouse, Unusable, push
 
@@ -505,7 +508,14 @@ def dashboards_push(
             password=os.environ.get("CLICKHOUSE_READER_PASSWORD"),
         )
     try:
-        outcomes = push(url, _read_token(token_file), source, allow_plaintext=allow_plaintext)
+        outcomes = push(
+            url,
+            _read_token(token_file),
+            source,
+            alerts=alerts,
+            pagerduty_key=os.environ.get("PAGERDUTY_INTEGRATION_KEY", "").strip(),
+            allow_plaintext=allow_plaintext,
+        )
     except Unusable as error:
         raise ConfigError(str(error)) from None
     failed = False

@@ -30,6 +30,8 @@ def main() -> None:
 
 def take(browser: Browser, url: str, name: str, width: int, height: int) -> Path:
     page, complaints = open_page(browser, viewport={"width": width, "height": height})
+    # The company has been there for half an hour.
+    page.add_init_script("sessionStorage.setItem('range', '1800')")
     page.goto(url)
     settle(page)
     if name == "page-incident":

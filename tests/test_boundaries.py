@@ -66,12 +66,18 @@ RULES = (
     # A chunk's times and bytes are looked at as arrays.
     Rule("schemas.codec", ours=("schemas",), libraries=("msgspec", "numpy"), forbidden=PURE),
     Rule("detectors", ours=("detectors", "schemas"), libraries=(*MATHS, "river"), forbidden=PURE),
-    # What a panel says is plain data; only the two modules below know Grafana.
+    # What a panel says is plain data; only the three modules below know Grafana.
     Rule("dashboards", ours=("dashboards", "schemas"), libraries=("msgspec",), forbidden=PURE),
     Rule(
         "dashboards.build",
         ours=("dashboards", "schemas"),
         libraries=("grafana_foundation_sdk",),
+        forbidden=PURE,
+    ),
+    Rule(
+        "dashboards.alerts",
+        ours=("dashboards", "schemas"),
+        libraries=("grafana_foundation_sdk", "msgspec"),
         forbidden=PURE,
     ),
     Rule("dashboards.push", ours=("dashboards",), libraries=("grafana_api", "msgspec")),

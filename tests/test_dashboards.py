@@ -21,6 +21,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models import dashboard as models
 from msgspec import structs
 
+from dashboards.alerts import ALERTS_FILE, build_alerts, render_alerts, write_alerts
 from dashboards.boards import BOARDS
 from dashboards.build import (
     DATASOURCE_TYPE,
@@ -32,6 +33,7 @@ from dashboards.build import (
 )
 from dashboards.panels import INCIDENTS_SQL, OPENED_BY, Board, Kind, Panel
 from dashboards.push import Action, ClickHouse, Unusable, datasource_model, push
+from dashboards.rules import RULES, Rule
 from dashboards.sql import chosen, variable_options
 from pipeline.cli import cli
 from pipeline.config import ClickHouseSettings, Config, DetectionSettings
@@ -245,7 +247,7 @@ def test_the_overview_counts_what_was_fed(filled: Filled) -> None:
     (unpriced,) = filled.run(by_title["Unpriced"].sql)
     mystery = sum(r["requests_total"] for r in top if r["request_model"] == "mystery-1")
     assert unpriced["unpriced_share"] >= mystery / (SIZE + len(HOSTILE))
-    (only,) = filled.run(by_title["Requests per minute"].sql, request_model=["gpt-4o"])
+    (only,) = filled.run(by_title["Requests"].sql, request_model=["gpt-4o"])
     expected = sum(r["requests_total"] for r in top if r["request_model"] == "gpt-4o")
     assert only["requests_per_minute"] * 3601 / 60 == pytest.approx(expected)
 
@@ -417,7 +419,9 @@ def test_links_lead_to_a_dashboard_and_to_its_variables() -> None:
 
 CLICKHOUSE = ClickHouse(host="clickhouse", password="s3cret")
 UIDS = [board.uid for board in BOARDS]
-OBJECTS = ["folder", "data source", *UIDS]
+KEY = "pagerduty-integration-key"
+RULE_UIDS = [rule.uid for rule in RULES]
+OBJECTS = ["folder", "data source", *UIDS, *RULE_UIDS]
 
 
 def bring(grafana: FakeGrafana, source: ClickHouse | None = CLICKHOUSE) -> dict[str, str]:
@@ -618,6 +622,94 @@ def test_unusable_settings_are_refused_before_anything_is_sent(
     assert "s3cret" not in str(refusal.value)
 
 
+# --- Alerts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.uid)
+def test_a_rule_asks_for_one_number(filled: Filled, rule: Rule) -> None:
+    (row,) = filled.run(rule.sql)
+    (value,) = row.values()
+    assert isinstance(value, int | float)
+    # An incident is open there, and a notification of long ago was never sent.
+    fires = {"kizashi-open-incidents", "kizashi-notifications-stuck"}
+    assert (value > rule.above) == (rule.uid in fires)
+
+
+def test_the_rules_file_is_up_to_date_and_passed_over_by_the_dashboards(tmp_path: Path) -> None:
+    written = (GENERATED / ALERTS_FILE).read_text(encoding="utf-8")
+    assert written == render_alerts(), "run `kizashi dashboards build`"
+    assert write_alerts(tmp_path) == [tmp_path / ALERTS_FILE]
+    assert write_alerts(tmp_path) == []
+    (group,) = yaml.safe_load(written)["groups"]
+    assert [rule["uid"] for rule in group["rules"]] == RULE_UIDS
+    assert group["folder"] == "Kizashi"
+
+
+def bring_alerts(grafana: FakeGrafana) -> dict[tuple[str, str], str]:
+    outcomes = list(push(grafana.url, TOKEN, pagerduty_key=KEY))
+    assert KEY not in str(outcomes)
+    alerting = {"alert rule", "contact point", "notification policy"}
+    return {(o.kind, o.name): str(o.action) for o in outcomes if o.kind in alerting}
+
+
+def test_rules_contact_point_and_policy_come_twice_with_the_same_result(
+    grafana: FakeGrafana,
+) -> None:
+    names = [("alert rule", uid) for uid in RULE_UIDS]
+    names += [("contact point", "Kizashi"), ("notification policy", "Kizashi")]
+    assert bring_alerts(grafana) == dict.fromkeys(names, "created")
+    assert grafana.contact_points["kizashi-pagerduty"]["settings"]["integrationKey"] == KEY
+    before = grafana.state
+    again = bring_alerts(grafana)
+    # A key cannot be compared, so it is written again, to the same effect.
+    assert again.pop(("contact point", "Kizashi")) == "updated"
+    assert set(again.values()) == {"unchanged"}
+    assert grafana.state == before
+    assert "X-Disable-Provenance" in grafana.headers[-1]
+
+
+def test_other_peoples_routes_are_left_as_they_are(grafana: FakeGrafana) -> None:
+    theirs = {"receiver": "other team", "object_matchers": [["team", "=", "db"]]}
+    grafana.policies["routes"] = [theirs]
+    bring_alerts(grafana)
+    ours, others = grafana.policies["routes"]
+    assert others == theirs
+    assert ours == build_alerts().policy
+    ours["repeat_interval"] = "1m"
+    assert bring_alerts(grafana)["notification policy", "Kizashi"] == "updated"
+    assert [r["receiver"] for r in grafana.policies["routes"]] == ["Kizashi", "other team"]
+    assert grafana.policies["receiver"] == "grafana-default-email"
+
+
+def test_a_rule_that_was_changed_is_put_right(grafana: FakeGrafana) -> None:
+    bring_alerts(grafana)
+    grafana.rules["kizashi-blind"]["data"][0]["model"]["rawSql"] = "SELECT 0"
+    grafana.rules["kizashi-deadletters"]["for"] = "1h"
+    changed = {name for (_, name), action in bring_alerts(grafana).items() if action == "updated"}
+    assert changed == {"kizashi-blind", "kizashi-deadletters", "Kizashi"}
+    assert "record_time" in grafana.rules["kizashi-blind"]["data"][0]["model"]["rawSql"]
+
+
+def test_what_fails_is_named_and_holds_up_only_what_needs_it(grafana: FakeGrafana) -> None:
+    grafana.fail(403, "POST", "/alert-rules", {"message": f"no {KEY}"})
+    grafana.fail(500, "GET", "/contact-points")
+    outcomes = bring_alerts(grafana)
+    assert set(outcomes.values()) == {"failed"}
+    assert grafana.policies["routes"] == []
+    assert set(grafana.dashboards) == set(UIDS)
+    grafana.recover()
+    assert set(bring_alerts(grafana).values()) == {"created"}
+
+
+def test_without_a_key_or_without_alerts_nothing_of_it_is_touched(grafana: FakeGrafana) -> None:
+    list(push(grafana.url, TOKEN))
+    assert grafana.contact_points == {}
+    assert not any("policies" in request for request in grafana.requests)
+    with FakeGrafana() as other:
+        list(push(other.url, TOKEN, alerts=False, pagerduty_key=KEY))
+        assert not any("provisioning" in request for request in other.requests)
+
+
 # --- The command -----------------------------------------------------------------------------
 
 
@@ -652,5 +744,5 @@ def test_the_command_without_a_token_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_command_builds(tmp_path: Path) -> None:
     command = ["dashboards", "build", "--into", str(tmp_path)]
-    assert CliRunner().invoke(cli, command).output.count("written: ") == len(BOARDS)
+    assert CliRunner().invoke(cli, command).output.count("written: ") == (len(BOARDS) + 1)
     assert CliRunner().invoke(cli, command).output == "the dashboards are up to date\n"

@@ -49,8 +49,8 @@ _NOW = Row(
     "The time range as a whole",
     (
         _stat(
-            "Requests per minute",
-            "Mean over the time range; failed requests count too.",
+            "Requests",
+            "Per minute; mean over the time range; failed requests count too.",
             f"SELECT sum(requests) * 60 / {RANGE_S} AS requests_per_minute\n{_ROLLUPS}",
             Unit.PER_MINUTE,
         ),

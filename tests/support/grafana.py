@@ -4,8 +4,8 @@
 ClickHouse plugin (grafana/clickhouse-datasource, ``pkg/macros/macros.go``) do to a panel's SQL.
 
 `FakeGrafana` holds requests to the rules of the legacy HTTP API (Grafana's documentation, "HTTP
-API": folder, data source, dashboard, dashboard versions, health): bearer tokens, unique uids,
-optimistic locking by version, provisioned objects that cannot be saved.
+API": folder, data source, dashboard, dashboard versions, health, alerting provisioning): bearer
+tokens, unique uids, optimistic locking by version, provisioned objects that cannot be saved.
 """
 
 from __future__ import annotations
@@ -129,6 +129,9 @@ class FakeGrafana:
         self.datasources: dict[str, Json] = {}
         self.secrets: dict[str, Json] = {}
         self.dashboards: dict[str, Saved] = {}
+        self.rules: dict[str, Json] = {}
+        self.contact_points: dict[str, Json] = {}
+        self.policies: Json = {"receiver": "grafana-default-email", "routes": []}
         #: Method and path of every request, in order.
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
@@ -181,6 +184,9 @@ class FakeGrafana:
             {
                 "folders": self.folders,
                 "datasources": self.datasources,
+                "rules": self.rules,
+                "contact points": self.contact_points,
+                "policies": self.policies,
                 "dashboards": {
                     uid: (saved.model, saved.folder_uid, dict(saved.messages))
                     for uid, saved in self.dashboards.items()
@@ -310,6 +316,62 @@ class FakeGrafana:
                 412, "The dashboard has been changed by someone else", status="version-mismatch"
             )
 
+    def _get_rule(self, uid: str, *_: Any) -> Json:
+        if uid not in self.rules:
+            raise Refused(404, "")
+        return self.rules[uid]
+
+    def _create_rule(self, body: Json, _: Any) -> Json:
+        if body["uid"] in self.rules:
+            raise Refused(409, "rule uid already exists")
+        return self._store_rule(body)
+
+    def _update_rule(self, uid: str, body: Json, _: Any) -> Json:
+        self._get_rule(uid)
+        return self._store_rule(body)
+
+    def _store_rule(self, body: Json) -> Json:
+        """Keep it as Grafana does: durations in its own form, queries with its defaults."""
+        if body["folderUID"] not in self.folders:
+            raise Refused(400, "folder does not exist")
+        if not {body["condition"]} <= {query["refId"] for query in body["data"]}:
+            raise Refused(400, "invalid alert rule: condition does not exist")
+        seconds = int(body["for"].removesuffix("s"))
+        data = [
+            {**query, "model": {"intervalMs": 1000, "maxDataPoints": 43200, **query["model"]}}
+            for query in body["data"]
+        ]
+        kept = {"for": f"{seconds // 60}m{seconds % 60}s" if seconds >= 60 else f"{seconds}s"}
+        self.rules[body["uid"]] = {**body, **kept, "data": data, "id": 1, "orgID": 7}
+        return self.rules[body["uid"]]
+
+    def _list_contact_points(self, *_: Any) -> list[Json]:
+        hidden = {"integrationKey": "[REDACTED]"}
+        return [
+            {**point, "settings": {**point["settings"], **hidden}}
+            for point in self.contact_points.values()
+        ]
+
+    def _create_contact_point(self, body: Json, _: Any) -> Json:
+        self.contact_points[body["uid"]] = body
+        return body
+
+    def _update_contact_point(self, uid: str, body: Json, _: Any) -> Json:
+        if uid not in self.contact_points:
+            raise Refused(404, "contact point not found")
+        self.contact_points[uid] = body
+        return {"message": "contactpoint updated"}
+
+    def _get_policies(self, *_: Any) -> Json:
+        return self.policies
+
+    def _put_policies(self, body: Json, _: Any) -> Json:
+        known = {point["name"] for point in self.contact_points.values()}
+        if not {route["receiver"] for route in body["routes"]} <= known | {"other team"}:
+            raise Refused(400, "receiver does not exist")
+        self.policies = body
+        return {"message": "policies updated"}
+
     def _save(self, model: Json, folder: str, message: str, standing: Saved | None) -> Json:
         version = standing.model["version"] + 1 if standing else 1
         number = standing.model["id"] if standing else len(self.dashboards) + 1
@@ -344,6 +406,14 @@ _ROUTES = (
     ("GET", rf"/dashboards/uid/{_UID}", FakeGrafana._get_dashboard),
     ("GET", rf"/dashboards/uid/{_UID}/versions", FakeGrafana._list_versions),
     ("POST", "/dashboards/db", FakeGrafana._post_dashboard),
+    ("GET", rf"/v1/provisioning/alert-rules/{_UID}", FakeGrafana._get_rule),
+    ("POST", "/v1/provisioning/alert-rules", FakeGrafana._create_rule),
+    ("PUT", rf"/v1/provisioning/alert-rules/{_UID}", FakeGrafana._update_rule),
+    ("GET", "/v1/provisioning/contact-points", FakeGrafana._list_contact_points),
+    ("POST", "/v1/provisioning/contact-points", FakeGrafana._create_contact_point),
+    ("PUT", rf"/v1/provisioning/contact-points/{_UID}", FakeGrafana._update_contact_point),
+    ("GET", "/v1/provisioning/policies", FakeGrafana._get_policies),
+    ("PUT", "/v1/provisioning/policies", FakeGrafana._put_policies),
 )
 
 
