@@ -213,7 +213,7 @@ def test_nothing_is_written_or_reached(url: str, traffic: SmallTraffic, sql: str
 def test_a_question_that_takes_too_long_is_ended(traffic: SmallTraffic) -> None:
     reader = EmbeddedReader(traffic.config.clickhouse, WebSettings(query_time_s=0.5))
     try:
-        with pytest.raises(QueryFailed, match="(?i)exceeded"):
+        with pytest.raises(QueryFailed, match=r"(?i)exceeded"):
             reader.read("SELECT count() FROM numbers(1000000000000) WHERE number % 3 = 1")
     finally:
         reader.close()
