@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +30,8 @@ from tests.support.grafana import TimeRange, expand
 from tests.support.page import SmallTraffic
 
 TOKEN = "a-token-of-many-characters"
-STATIC = Path(__file__).parents[1] / "pipeline" / "web" / "static"
+ROOT = Path(__file__).parents[1]
+STATIC = ROOT / "pipeline" / "web" / "static"
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +306,30 @@ def test_a_taken_port_keeps_nobody_from_working(
     elsewhere = Front(config, lambda: 0.0, any_port=True)
     with FrontThread(elsewhere):
         assert elsewhere.page_url not in (None, url)
+
+
+MIGRATE = "from pipeline.config import *; from pipeline.sinks.clickhouse import Store; "
+MIGRATE += "store = Store(load_config().clickhouse); store.migrate(); store.close()"
+
+
+def test_the_command_shows_what_is_stored_until_it_is_interrupted(tmp_path: Path) -> None:
+    environment = {**os.environ, "KIZASHI_CLICKHOUSE__PATH": str(tmp_path / "data")}
+    command = [sys.executable, "-m", "pipeline", "web", "--port", "0", "--clickhouse-port", "0"]
+    options: dict[str, Any] = {"cwd": ROOT, "env": environment, "text": True, "timeout": 60}
+    early = subprocess.run(command, capture_output=True, check=False, **options)
+    assert early.returncode == 1
+    assert "run `kizashi init`" in early.stderr
+    subprocess.run([sys.executable, "-c", MIGRATE], check=True, **options)
+    del options["timeout"]
+    shown = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+    try:
+        assert shown.stderr is not None
+        said = shown.stderr.readline()
+        assert said.startswith("Kizashi is at http://127.0.0.1:"), said
+        assert httpx.get(f"{said.split()[-1]}api/boards").status_code == 200
+    finally:
+        shown.send_signal(signal.SIGINT)
+    assert shown.wait(30) == 130
 
 
 # --- Colours ---------------------------------------------------------------------------------

@@ -96,11 +96,30 @@ GROUP BY name
 ORDER BY incidents DESC, name""",
         ),
         Panel(
+            title="Times by symptom",
+            description="Of all incidents that page, whatever the time range: medians, from the"
+            " change to the detection and from there on.",
+            kind=Kind.TABLE,
+            width=16,
+            height=10,
+            columns=(
+                Column("to_detect", Unit.SECONDS),
+                Column("to_acknowledge", Unit.SECONDS),
+                Column("to_mitigate", Unit.SECONDS),
+                Column("to_resolve", Unit.SECONDS),
+            ),
+            sql="""
+SELECT symptom, incidents, detect_s_p50 AS to_detect, acknowledge_s_p50 AS to_acknowledge,
+       mitigate_s_p50 AS to_mitigate, resolve_s_p50 AS to_resolve
+FROM incident_times
+ORDER BY incidents DESC, symptom""",
+        ),
+        Panel(
             title="Alarms",
             description="What the detectors raised and cleared; an incident gathers the alarms"
             " that share a cause.",
             kind=Kind.TABLE,
-            width=16,
+            width=24,
             height=10,
             columns=(Column("time", Unit.TIME), Column("change_time", Unit.TIME)),
             sql="""

@@ -27,6 +27,7 @@ from pipeline.producing import pick_compression, read_head
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.topics import client_settings, create_topics, topic_epochs
+from pipeline.web.front import without_front
 from pipeline.worker import WorkerState
 from schemas.alarm import Alarm
 from schemas.incident import Incident, Status
@@ -43,7 +44,8 @@ def play_over_kafka(stage: Stage) -> Iterator[KafkaPipeline]:
     with contextlib.ExitStack() as stack:
         kafka = _own_topics(_reach_broker(stage.config.kafka, stack))
         create_topics(kafka)
-        config = stage.config.model_copy(update={"kafka": kafka})
+        # The demo shows the page itself, up to where it stands.
+        config = without_front(stage.config.model_copy(update={"kafka": kafka}))
         worker = stack.enter_context(WorkerThread(config, stage.store))
         yield KafkaPipeline(kafka, stage.store, worker)
 

@@ -105,6 +105,14 @@ class Front:
         return endpoint
 
 
+def without_front(config: Config) -> Config:
+    """Return the configuration of a worker that opens nothing, where somebody else does."""
+    endpoint = config.clickhouse.endpoint.model_copy(update={"enabled": False})
+    clickhouse = config.clickhouse.model_copy(update={"endpoint": endpoint})
+    web = config.web.model_copy(update={"enabled": False})
+    return config.model_copy(update={"clickhouse": clickhouse, "web": web})
+
+
 def endpoint_config(clickhouse: ClickHouseSettings, port: int) -> EndpointConfig:
     """Return how the embedded store is served: read-only, and capped."""
     settings = clickhouse.endpoint
