@@ -362,33 +362,46 @@ class SphereSum:
     `AGES` times what a told CUSUM needs are left out.
     """
 
-    AGES = 100.0
+    AGES = 60.0
+    #: Points at which the Bessel function is worked out; between them its logarithm is all but
+    #: straight.
+    POINTS = 4_000
 
     def __init__(self, length: float, dimensions: int, rows: int) -> None:
         self._length, self._nu = length, dimensions / 2 - 1
         ages = 8 + math.ceil(self.AGES / length**2 / TOLD_BATCH)
-        #: Sums since each possible change, the latest first; 0 answers where there is none yet.
-        self._sums = np.zeros((rows, ages, dimensions))
-        self._counts = TOLD_BATCH * np.arange(1, ages + 1)
-        self._seen = 0
+        #: Running sum, and what it was after each of the last batches, in a ring.
+        self._sum = np.zeros((rows, dimensions))
+        self._past = np.zeros((rows, ages, dimensions))
+        self._batches = 0
+        # No sum is longer than all its residuals in one direction, and none comes near that.
+        longest = length * TOLD_BATCH * ages * (length + 3.0)
+        self._z = np.linspace(0.0, longest, self.POINTS)
+        self._log_mean = self._log_mean_at(self._z)
 
     def update(self, sums: Floats) -> Floats:
         """Take in a batch, (rows, p); returns the log of the sum, (rows,)."""
-        self._sums[:, 1:] = self._sums[:, :-1].copy()
-        self._sums[:, 0] = 0.0
-        self._sums += sums[:, None, :]
-        self._seen = min(self._seen + 1, len(self._counts))
-        norms = np.linalg.norm(self._sums[:, : self._seen], axis=2)
-        total: Floats = np.logaddexp.reduce(
-            self._log_ratio(norms, self._counts[: self._seen]), axis=1
-        )
+        ages = self._past.shape[1]
+        self._past[:, self._batches % ages] = self._sum
+        self._sum += sums
+        self._batches += 1
+        seen = min(self._batches, ages)
+        back = (self._batches - 1 - np.arange(seen)) % ages
+        since = self._sum[:, None, :] - self._past[:, back]
+        norms = np.sqrt(np.einsum("mkp,mkp->mk", since, since))
+        counts = TOLD_BATCH * np.arange(1, seen + 1)
+        ratio = np.interp(self._length * norms, self._z, self._log_mean)
+        ratio -= counts * self._length**2 / 2
+        most = ratio.max(axis=1)
+        total: Floats = most + np.log(np.exp(ratio - most[:, None]).sum(axis=1))
         return total
 
-    def _log_ratio(self, norms: Floats, counts: npt.NDArray[np.int64]) -> Floats:
-        z, nu = np.maximum(self._length * norms, 1e-9), self._nu
+    def _log_mean_at(self, z: Floats) -> Floats:
+        """Log of the mean of exp(z·cosine) over all directions."""
+        z, nu = np.maximum(z, 1e-9), self._nu
         bessel = np.log(np.maximum(ive(nu, z), 1e-300)) + z
         mean: Floats = float(gammaln(nu + 1)) + nu * np.log(2 / z) + bessel
-        return mean - counts * self._length**2 / 2
+        return mean
 
 
 # --- Report --------------------------------------------------------------------------------

@@ -289,6 +289,7 @@ def test_other_families_are_not_looked_into(store: Store) -> None:
 
 def test_nothing_that_moved_is_no_sentence() -> None:
     assert describe_moved(()) == ""
+    assert describe_moved([Moved("share of curly quotes", True, 0.0001, 0.0004)]) == ""
 
 
 def test_a_sentence_names_what_moved() -> None:

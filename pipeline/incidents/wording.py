@@ -126,18 +126,27 @@ def _headline(alarm: Alarm, cause: Cause) -> str:
 
 
 def describe_moved(moved: Sequence[Moved]) -> str:
-    """Which features moved most, as a sentence; empty where none did."""
-    if not moved:
-        return ""
-    return f"What moved most: {'; '.join(map(_describe, moved))}."
+    """Which features moved most, as a sentence; empty where none did.
+
+    One that moved by less than it can be written with is no news to anybody.
+    """
+    told = [text for each in moved if (text := _describe(each))]
+    return f"What moved most: {'; '.join(told)}." if told else ""
 
 
 def _describe(moved: Moved) -> str:
-    if moved.is_share:
-        return f"{moved.phrase} from {moved.before:.1%} to {moved.after:.1%}"
+    write = _share if moved.is_share else _quantity
+    before, after = write(moved.before), write(moved.after)
+    if before == after:
+        return ""
     # Of hardly anything, a multiple says nothing.
-    change = f" ({moved.after / moved.before - 1:+.0%})" if moved.before >= 1 else ""
-    return f"{moved.phrase} from {_quantity(moved.before)} to {_quantity(moved.after)}{change}"
+    multiple = not moved.is_share and moved.before >= 1
+    change = f" ({moved.after / moved.before - 1:+.0%})" if multiple else ""
+    return f"{moved.phrase} from {before} to {after}{change}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"
 
 
 def _quantity(value: float) -> str:
