@@ -8,8 +8,9 @@ no clock, no randomness. A snapshot carries the position of every source, so
 packets that come again change nothing.
 
 What is promised: while nothing changes, at most `false_alarms_per_week` alarms
-a week over all monitors and families together, and in addition an alarm from
-each stream whose reference bound is wrong, which `ReferenceConfig.miss` bounds.
+a week over all monitors and families that page together, at most `false_notices_per_week`
+over those that inform, and in addition an alarm from each stream whose reference
+bound is wrong, which `ReferenceConfig.miss` bounds.
 A week is a week of each monitor's own event time, plus `MIN_GAP_MS` for each of
 its events: at 100 events a second, a tenth more.
 """
@@ -33,6 +34,7 @@ from detectors.bank_resets import Announced, Change, PlannedChanges
 from detectors.bank_rows import UNKNOWN, MonitorRows
 from detectors.bank_shifts import ShiftFamilies
 from detectors.bank_verdicts import STATES, VerdictTable
+from detectors.budget import log_thresholds
 from detectors.fingerprint import FingerprintConfig
 from detectors.rate import RateDetectorConfig
 from detectors.reference import ReferenceConfig
@@ -76,6 +78,8 @@ class BankConfig:
     """`share` is this bank's share of all monitors (one over the signals partitions)."""
 
     false_alarms_per_week: float = 1.0
+    #: The same for the families that only inform.
+    false_notices_per_week: float = 1.0
     share: float = 1.0
     monitors: int = 50_000
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
@@ -155,10 +159,12 @@ class Bank:
         self._extra = [ExtraDetectors(each, config.recovery_ratio) for each in config.extra]
 
     @property
-    def log_threshold(self) -> float:
-        """Logarithm of A = families × monitors / (false alarms a week)."""
-        monitors = max(1.0, len(self._monitors) / self.config.share)
-        return float(np.log(len(self.families) * monitors / self.config.false_alarms_per_week))
+    def log_thresholds(self) -> Floats:
+        """Logarithm of each family's A, shape (families,)."""
+        config = self.config
+        monitors = max(1.0, len(self._monitors) / config.share)
+        budgets = (config.false_alarms_per_week, config.false_notices_per_week)
+        return log_thresholds(self.families, monitors, *budgets)
 
     @property
     def monitors(self) -> int:
@@ -309,14 +315,14 @@ class Bank:
 
     def _raise(self, packet: SignalPacket, rows: Ints, evidence: Floats) -> list[Alarm]:
         alarms = []
-        for family in range(len(self.families)):
-            over = np.flatnonzero(evidence[:, family] >= self.log_threshold).tolist()
+        for family, log_threshold in enumerate(self.log_thresholds.tolist()):
+            over = np.flatnonzero(evidence[:, family] >= log_threshold).tolist()
             at = [i for i in over if (int(rows[i]), family) not in self._open]
             if not at:
                 continue
             group, _, place = self._slots[family]
             of_family = evidence[at, family]
-            for i, lead in group.find_leads(rows[at], place, self.log_threshold):
+            for i, lead in group.find_leads(rows[at], place, log_threshold):
                 row = int(rows[at[i]])
                 alarm = self._make_alarm(packet, row, family, lead, float(of_family[i]))
                 self._open[row, family] = _Open(alarm, group.start_recovery(row, lead))
@@ -338,11 +344,12 @@ class Bank:
             signal=lead.signal,
             direction=lead.direction,
             e_value=_exp(log_evidence),
-            threshold=_exp(self.log_threshold),
+            threshold=_exp(float(self.log_thresholds[family])),
             baseline=lead.baseline,
             current=lead.current,
             change_time_ms=lead.change_time_ms,
-            slow_above=lead.slow_above,
+            edge=lead.edge,
+            edges=lead.edges,
             shift=lead.shift,
         )
 
@@ -388,7 +395,7 @@ class Bank:
     # Learning and reporting
 
     def _learn(self, batch: Batch, tallies: list[Any], evidence: Floats) -> None:
-        quiet = evidence < max(self.log_threshold - QUIET_MARGIN, 0.0)
+        quiet = evidence < np.maximum(self.log_thresholds - QUIET_MARGIN, 0.0)
         for family in sorted({family for _, family in self._open}):
             group, _, place = self._slots[family]
             at = np.flatnonzero(group.learning(batch.rows, place))
@@ -458,12 +465,14 @@ class Bank:
                 alarmed[row, self._slots[family].place] = True
         evidence = group.log_evidence(rows)
         state = np.full(evidence.shape, STATES.index(State.QUIET))
-        state[evidence >= self.log_threshold] = STATES.index(State.IMMATERIAL)
+        mine = [slot.group is group for slot in self._slots]
+        thresholds = self.log_thresholds[mine]
+        state[evidence >= thresholds] = STATES.index(State.IMMATERIAL)
         state[alarmed[rows]] = STATES.index(State.ALARMED)
         column = [group.families.index(family) for family in readings.families]
         return VerdictTable(
             monitors=[self._monitors.monitor(row) for row in rows.tolist()],
-            log_threshold=self.log_threshold,
+            log_thresholds=tuple(thresholds[column].tolist()),
             # The minute, not the moment: the row of a replayed minute replaces the first.
             time_ms=minute * MINUTE_MS,
             state=state[:, column],

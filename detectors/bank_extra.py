@@ -230,7 +230,7 @@ class ExtraDetectors:
             monitors=[monitors.monitor(row) for row in rows.tolist()],
             families=tuple(FAMILY_OF[s] for s in signals),
             signals=signals,
-            log_threshold=0.0,
+            log_thresholds=(0.0,) * len(signals),
             time_ms=time_ms,
             ready=ready,
             log_evidence=nothing,

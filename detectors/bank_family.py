@@ -39,9 +39,11 @@ class Lead(NamedTuple):
     baseline: Rate
     current: Rate
     change_time_ms: int
-    slow_above: float | None
+    #: See `Alarm`.
+    edge: float | None
     #: Where a mean went, in standard deviations; empty for a rate.
     shift: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
 
 
 class Readings(NamedTuple):

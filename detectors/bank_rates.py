@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from detectors.bank_family import Batch, FamilyGroup, Lead, Readings
 from detectors.bank_packet import PacketView
-from detectors.bank_slow import SlowEdges
+from detectors.bank_tails import TailEdges
 from detectors.base import Arrays, Floats, Ints
 from detectors.rate import Change, RateDetector, RateDetectorConfig
 from detectors.recovery import RecoveryTest
 from detectors.reference import RateReference, ReferenceConfig
 from schemas.alarm import Direction, Rate
-from schemas.signal import COUNTED, FAMILY_OF, MEASURED, Family, Signal
+from schemas.signal import CLASSED, COUNTED, FAMILY_OF, MEASURED, RISING, Family, Signal
 
 Bools = npt.NDArray[np.bool_]
 
@@ -34,6 +34,7 @@ FAMILIES: tuple[Family, ...] = tuple(f for f in Family if f in {FAMILY_OF[s] for
 _MEMBERS = [[i for i, s in enumerate(SIGNALS) if FAMILY_OF[s] == f] for f in FAMILIES]
 _FAMILY = np.array([FAMILIES.index(FAMILY_OF[s]) for s in SIGNALS])
 _MEASURED = tuple(s for s in SIGNALS if s in MEASURED)
+_RISING: Bools = np.array([s in RISING for s in SIGNALS])
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class RateFamilies(FamilyGroup[Tally]):
         # lasted for weeks would otherwise hide a large one behind its average.
         self._beyond = RateDetector(BEYOND, 0)
         self._reference = RateReference(reference, 0)
-        self._slow = SlowEdges(reference.learn, 0, len(_MEASURED))
+        self._tails = TailEdges(reference.learn, 0, _MEASURED)
         # What the detectors say, kept so that it is worked out once for each update.
         self._log_e: Floats = np.zeros(0)
         self._log_e_beyond: Floats = np.zeros(0)
@@ -83,7 +84,7 @@ class RateFamilies(FamilyGroup[Tally]):
         self._detector.resize(streams)
         self._beyond.resize(streams)
         self._reference.resize(streams)
-        self._slow.resize(rows)
+        self._tails.resize(rows)
         new = np.arange(len(self._log_e), streams)
         self._log_e = np.concatenate([self._log_e, self._detector.log_evidence(new)])
         self._log_e_beyond = np.concatenate([self._log_e_beyond, self._beyond.log_evidence(new)])
@@ -111,14 +112,16 @@ class RateFamilies(FamilyGroup[Tally]):
                 if view.columns.keys() >= set(COUNTED[signal]):
                     count[:, at], total[:, at] = (view.columns[name] for name in COUNTED[signal])
             elif (histogram := view.histograms.get(MEASURED[signal])) is not None:
-                slow = self._slow.count(rows, _MEASURED.index(signal), histogram)
-                count[:, at], total[:, at] = slow
+                beyond = self._tails.count(rows, _MEASURED.index(signal), histogram)
+                count[:, at], total[:, at] = beyond
         return Tally(count, total)
 
     def _update(
         self, streams: Ints, signal: Ints, count: Ints, total: Ints, weight: Floats, time: Ints
     ) -> None:
         low, high = self._reference.bounds(streams)
+        # Below a bound of 0 no rate can fall.
+        low = np.where(_RISING[signal], 0.0, low)
         self._log_e[streams] = self._detector.update(streams, count, total, low, high, weight, time)
         least, most = self._immaterial(streams, signal, low, high)
         self._log_e_beyond[streams] = self._beyond.update(
@@ -132,7 +135,9 @@ class RateFamilies(FamilyGroup[Tally]):
         count, total = self._reference.counts(streams)
         rate = (count + 0.5) / (total + 1)
         ratio, difference = self._ratio[signal], self._difference[signal]
-        least = np.minimum(low, np.minimum(rate / ratio, rate - difference))
+        least = np.where(
+            _RISING[signal], 0.0, np.minimum(low, np.minimum(rate / ratio, rate - difference))
+        )
         most = np.maximum(high, np.maximum(rate * ratio, rate + difference))
         return np.maximum(least, 0.0), np.minimum(most, 1.0)
 
@@ -186,14 +191,17 @@ class RateFamilies(FamilyGroup[Tally]):
             baseline=Rate(int(count[0]), int(total[0])),
             current=Rate(int(change.count[0]), int(change.total[0])),
             change_time_ms=int(change.start[0]),
-            slow_above=self._slow_above(row, SIGNALS[signal]),
+            **self._edges(row, SIGNALS[signal]),
         )
 
-    def _slow_above(self, row: int, signal: Signal) -> float | None:
+    def _edges(self, row: int, signal: Signal) -> dict[str, Any]:
+        """What a lead says of the quantile beyond which its signal counts."""
         if signal not in MEASURED:
-            return None
-        bucket = self._slow.edge(row, _MEASURED.index(signal))
-        return None if bucket is None else float(2.0 ** ((bucket + 1) / 32))
+            return {"edge": None}
+        edges = self._tails.edges(row, _MEASURED.index(signal))
+        if signal in CLASSED:
+            return {"edge": None, "edges": tuple(-1.0 if e is None else e for e in edges)}
+        return {"edge": edges[0]}
 
     # Coming back
 
@@ -220,7 +228,7 @@ class RateFamilies(FamilyGroup[Tally]):
         streams = _streams(rows)
         self._forget(streams)
         self._reference.reset(streams)
-        self._slow.reset(rows)
+        self._tails.reset(rows)
 
     def outdate(self, version: int) -> None:
         """Nothing: these references are learned here."""
@@ -271,14 +279,14 @@ class RateFamilies(FamilyGroup[Tally]):
             "detector": self._detector.snapshot(),
             "beyond": self._beyond.snapshot(),
             "reference": self._reference.snapshot(),
-            "slow": self._slow.snapshot(),
+            "tails": self._tails.snapshot(),
         }
 
     def restore(self, parts: Mapping[str, Mapping[str, npt.NDArray[np.generic]]]) -> None:
         self._detector.restore(parts["detector"])
         self._beyond.restore(parts["beyond"])
         self._reference.restore(parts["reference"])
-        self._slow.restore(parts["slow"])
+        self._tails.restore(parts["tails"])
         streams = np.arange(self._detector.rows)
         self._log_e = self._detector.log_evidence(streams)
         self._log_e_beyond = self._beyond.log_evidence(streams)

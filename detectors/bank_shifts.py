@@ -155,7 +155,7 @@ class ShiftFamilies(FamilyGroup[SumsView | None]):
             baseline=Rate(round(ODD_SHARE * before), before),
             current=Rate(round(share * total), total),
             change_time_ms=int(shift.start[at]),
-            slow_above=None,
+            edge=None,
             shift=tuple(shift.mean[at].tolist()),
         )
 

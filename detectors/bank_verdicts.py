@@ -25,7 +25,8 @@ class VerdictTable(NamedTuple):
     monitors: list[Monitor]
     families: tuple[Family, ...]
     signals: tuple[Signal, ...]
-    log_threshold: float
+    #: That of each signal's family.
+    log_thresholds: tuple[float, ...]
     #: Shape (g,).
     time_ms: Ints
     #: Where this is False there is no verdict, and the other arrays mean nothing.
@@ -62,7 +63,7 @@ class VerdictTable(NamedTuple):
             signal=self.signals[signal],
             state=STATES[self.state[at]],
             log_evidence=float(self.log_evidence[at]),
-            log_threshold=self.log_threshold,
+            log_threshold=self.log_thresholds[signal],
             baseline=Rate(int(self.baseline_count[at]), int(self.baseline_total[at])),
             baseline_low=float(self.baseline_low[at]),
             baseline_high=float(self.baseline_high[at]),

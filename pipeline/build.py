@@ -61,6 +61,7 @@ def build_bank_config(config: Config, signals_partitions: int) -> BankConfig:
     detection = config.detection
     return BankConfig(
         false_alarms_per_week=detection.false_pages_per_week,
+        false_notices_per_week=detection.false_notices_per_week,
         share=1 / signals_partitions,
         monitors=max(1, detection.monitors // signals_partitions),
         reference=ReferenceConfig(

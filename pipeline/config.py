@@ -232,9 +232,39 @@ class ExtraSettings(Section):
         return tuple(parse_grouping(v) if isinstance(v, str) else v for v in value)
 
 
+#: What is too small to matter unless the user says otherwise, in words: “refusals × 1.5, and at
+#: least one more in a hundred answers”.
+MATERIALITY: dict[Family, Materiality] = {
+    Family.REFUSAL: Materiality(),
+    Family.ERROR: Materiality(),
+    Family.TRUNCATION: Materiality(difference=0.02),
+    # One in ten lies beyond the quantile by its making; twice as many have to.
+    Family.LATENCY: Materiality(ratio=2.0, difference=0.1),
+    Family.FINGERPRINT: Materiality(ratio=2.0, difference=0.1),
+    # In an ordinary hour of a real service the share of short ones tripled; beyond a fifth of
+    # all answers more, something else has happened than other questions.
+    Family.LENGTH: Materiality(ratio=2.5, difference=0.2),
+    Family.COST: Materiality(ratio=2.0, difference=0.1),
+    # Words that half decline are common, and told less surely than a refusal.
+    Family.PARTIAL_REFUSAL: Materiality(ratio=2.0, difference=0.03),
+    # What hardly ever happens matters as soon as one answer in a hundred has it.
+    Family.EMPTY: Materiality(ratio=2.0),
+    Family.GUARDRAIL: Materiality(ratio=2.0),
+    Family.REPETITION: Materiality(ratio=2.0),
+    Family.RELEVANCE: Materiality(ratio=2.0, difference=0.1),
+    Family.TOPIC: Materiality(ratio=2.0, difference=0.1),
+    # Some prompts ask for a translation; the reference knows how many.
+    Family.LANGUAGE: Materiality(ratio=2.0, difference=0.02),
+    # A tenth of the requests more, or fewer, that the cache answers.
+    Family.CACHE: Materiality(difference=0.1),
+}
+
+
 class DetectionSettings(Section):
     #: How many pages a week may be false, over all monitors and families together.
     false_pages_per_week: Annotated[float, Field(gt=0)] = 1.0
+    #: The same for what only informs (topics, cache): it pages nobody, and shares nobody's budget.
+    false_notices_per_week: Annotated[float, Field(gt=0)] = 1.0
     #: Events a monitor needs before it is watched.
     learn_events: Annotated[int, Field(ge=20)] = 300
     #: The reference stops growing here.
@@ -247,15 +277,7 @@ class DetectionSettings(Section):
     #: Evidence for recovery, as a likelihood ratio, that clears an alarm.
     recovery_ratio: Annotated[float, Field(gt=1)] = 1_000.0
     snapshot_interval_s: Annotated[float, Field(gt=0)] = 30.0
-    materiality: dict[Family, Materiality] = Field(
-        default_factory=lambda: {
-            Family.REFUSAL: Materiality(),
-            Family.ERROR: Materiality(),
-            Family.TRUNCATION: Materiality(difference=0.02),
-            Family.LATENCY: Materiality(ratio=2.0, difference=0.1),
-            Family.FINGERPRINT: Materiality(ratio=2.0, difference=0.1),
-        }
-    )
+    materiality: dict[Family, Materiality] = Field(default_factory=lambda: dict(MATERIALITY))
 
     #: Each a ``[[detection.extra]]``.
     extra: Annotated[tuple[ExtraSettings, ...], Field(max_length=20)] = ()
@@ -263,7 +285,7 @@ class DetectionSettings(Section):
     @field_validator("materiality")
     @classmethod
     def _fill_materiality(cls, value: dict[Family, Materiality]) -> dict[Family, Materiality]:
-        return {family: value.get(family, Materiality()) for family in Family}
+        return {**MATERIALITY, **value}
 
     @model_validator(mode="after")
     def _check_sizes(self) -> DetectionSettings:

@@ -88,8 +88,11 @@ class Alarm(Struct, frozen=True, kw_only=True):
     baseline: Rate
     current: Rate
     change_time_ms: int
-    #: For latency signals, what counts as slow (milliseconds, or microseconds per output token).
-    slow_above: float | None = None
+    #: For a signal of `MEASURED`, the quantile beyond which it counts, in the unit of its
+    #: histogram; beyond is below for one of `LOWER_TAIL`.
+    edge: float | None = None
+    #: For one of `CLASSED`, the same for each class of input size; negative where it is not known.
+    edges: tuple[float, ...] = ()
     #: For a fingerprint, where the mean went, in standard deviations of each direction. Its
     #: rates count answers that lie further that way than one in ten did before.
     shift: tuple[float, ...] = ()

@@ -19,7 +19,7 @@ from detectors.rate import RateDetectorConfig
 from detectors.reference import ReferenceConfig
 from schemas.alarm import Alarm, Direction, Rate, State, Transition, Verdict
 from schemas.monitor import Dimension, Monitor
-from schemas.signal import Family, MonitorCounts, Signal, SignalPacket, Source
+from schemas.signal import INFORMING, Family, MonitorCounts, Signal, SignalPacket, Source
 from tests.support.packets import HISTOGRAMS, make_counts, make_packet
 
 ANY_CHANGE = {family: Material(1.0, 0.0) for family in Family}
@@ -111,7 +111,7 @@ def test_a_change_raises_once_and_its_end_clears_once() -> None:
     assert raised.monitor == {"route": "support"}
     assert (raised.family, raised.signal) == (Family.REFUSAL, Signal.REFUSAL)
     assert raised.direction is Direction.RISE
-    assert raised.e_value >= raised.threshold == pytest.approx(5)
+    assert raised.e_value >= raised.threshold
     assert abs(raised.change_time_ms - (START_MS + 60 * STEP_MS)) <= STEP_MS
     assert raised.time_ms <= START_MS + 63 * STEP_MS
     assert raised.baseline.value == pytest.approx(0.02, abs=0.01)
@@ -372,10 +372,10 @@ def test_what_is_slow_is_settled_on_events_that_the_reference_is_not_learned_fro
     first = {10: 269, 20: 1, 30: 29}
     bank.update(packet(1, [counts("support", 299, START_MS, first_chunk_ms=first)]))
     assert bank.snapshot() == Bank.restore(CONFIG, bank.snapshot()).snapshot()
-    assert rates(bank)._slow.edge(0, 0) is None
+    assert rates(bank)._tails.edges(0, 0) == [None]
     # One more makes 300, of which 270 lie at or below bucket 20: the smallest such bucket.
     bank.update(packet(2, [counts("support", 1, START_MS, first_chunk_ms={30: 1})]))
-    assert rates(bank)._slow.edge(0, 0) == 20
+    assert rates(bank)._tails.edges(0, 0) == [2 ** (21 / 32)]
     assert pending(bank, "support", Signal.SLOW_FIRST_CHUNK) == Rate(0, 0)
     later = {20: 250, 21: 40, 30: 10}
     bank.update(packet(3, [counts("support", 300, START_MS, first_chunk_ms=later)]))
@@ -388,7 +388,7 @@ def test_a_latency_alarm_says_what_is_slow() -> None:
     (alarm,) = stream.run(20, first_chunk_ms=900.0)
     assert alarm.signal is Signal.SLOW_FIRST_CHUNK
     # The 90th percentile of the log-normal: 400 · 2^(0.5 · 1.2816).
-    assert alarm.slow_above == pytest.approx(400 * 2 ** (0.5 * 1.2816), rel=0.08)
+    assert alarm.edge == pytest.approx(400 * 2 ** (0.5 * 1.2816), rel=0.08)
 
 
 def test_the_evidence_of_a_family_is_the_mean_of_its_signals() -> None:
@@ -409,10 +409,15 @@ def test_the_evidence_of_a_family_is_the_mean_of_its_signals() -> None:
 
 
 @pytest.mark.parametrize(("monitors", "share", "budget"), [(1, 1, 1), (8, 0.25, 1), (40, 0.5, 7)])
-def test_the_threshold_shares_one_budget(monitors: int, share: float, budget: float) -> None:
-    bank = Bank(BankConfig(false_alarms_per_week=budget, share=share))
+def test_the_thresholds_share_two_budgets(monitors: int, share: float, budget: float) -> None:
+    config = BankConfig(false_alarms_per_week=budget, false_notices_per_week=5.0, share=share)
+    bank = Bank(config)
     bank.update(packet(1, [counts(f"r{i}", 1, START_MS) for i in range(monitors)]))
-    assert np.exp(bank.log_threshold) == pytest.approx(len(Family) * monitors / share / budget)
+    allowed = dict(zip(bank.families, monitors / share / np.exp(bank.log_thresholds), strict=True))
+    notices = [allowed.pop(family) for family in INFORMING]
+    assert sum(notices) == pytest.approx(5.0)
+    assert sum(allowed.values()) == pytest.approx(budget)
+    assert allowed[Family.REFUSAL] == pytest.approx(4 * allowed[Family.COST])
 
 
 def test_the_longest_silent_monitor_makes_room() -> None:
@@ -462,7 +467,7 @@ def test_five_thousand_monitors_fit_into_one_packet() -> None:
     bad = [counts(r, 400, START_MS + 40_000, refusals=200 if r == "r4711" else 8) for r in routes]
     (alarm,) = bank.update(packet(4, bad)).alarms
     assert alarm.monitor == {"route": "r4711"}
-    assert alarm.threshold == pytest.approx(25_000)
+    assert alarm.threshold == pytest.approx(np.exp(bank.log_thresholds[0]))
 
 
 # --- Snapshots ---------------------------------------------------------------------------------

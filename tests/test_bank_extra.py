@@ -86,7 +86,7 @@ def test_nobody_else_is_touched() -> None:
             assert [a for a in found.alarms if not a.detector] == plain.alarms
             ours = [v for t in found.verdicts for v in t.verdicts() if not v.detector]
             assert ours == [v for t in plain.verdicts for v in t.verdicts()]
-    assert with_it.log_threshold == without.log_threshold
+    assert with_it.log_thresholds.tolist() == without.log_thresholds.tolist()
 
 
 def test_its_verdicts_stand_beside_ours() -> None:

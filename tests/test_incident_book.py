@@ -64,7 +64,7 @@ def test_two_symptoms_of_one_cause_are_one_incident() -> None:
     desk = desk_with(world_of(({"provider": "b"}, 0.4)), Family.ERROR)
     desk.worlds[Family.LATENCY] = world_of(({"provider": "b"}, 0.5))
     first = the(desk.see(1, {"tenant": "t1"}, **ERRORS)).incident
-    slow = {"family": Family.LATENCY, "signal": Signal.SLOW_OUTPUT, "slow_above": 3e4}
+    slow = {"family": Family.LATENCY, "signal": Signal.SLOW_OUTPUT, "edge": 3e4}
     both = the(desk.see(2, {"provider": "b", "region": "us"}, **slow)).incident
     assert both.incident_id == first.incident_id
     assert both.family is Family.ERROR

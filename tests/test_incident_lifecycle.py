@@ -324,7 +324,7 @@ def test_a_hundred_alarms_from_one_outage_are_one_page(seed: int) -> None:
         # Each monitor dates the change as well as it can, and speaks when it is sure.
         changed = CHANGE_MS + rng.randint(-2 * MINUTE_MS, 2 * MINUTE_MS)
         said = changed + rng.randint(1_000, 10 * MINUTE_MS)
-        named = {"family": family, "signal": signal, "slow_above": 3e4}
+        named = {"family": family, "signal": signal, "edge": 3e4}
         alarm = observe(
             desk.worlds[family], number, monitor, change_time_ms=changed, time_ms=said, **named
         )

@@ -254,7 +254,7 @@ ALARMS = st.builds(
     direction=st.sampled_from(Direction),
     e_value=st.floats(0, allow_nan=False),
     current=st.builds(Rate, st.integers(0, 10**9), st.integers(0, 10**9)),
-    slow_above=st.none() | st.floats(0, 1e9),
+    edge=st.none() | st.floats(0, 1e9),
 )
 INCIDENTS = st.builds(
     make_incident,

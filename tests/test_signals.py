@@ -76,7 +76,7 @@ def add_up(packets: Iterable[SignalPacket]) -> Sums:
     sums: Sums = defaultdict(Counter)
     for packet in packets:
         for monitor, c in zip(monitors_of(packet), packet.counts, strict=True):
-            for name in ("requests", "errors", "answered", "refusals", "truncations"):
+            for name in c.columns.keys() - {FIRST_TIME_MS, LAST_TIME_MS}:
                 sums[monitor][name] += c.columns[name]
             for name, buckets in c.histograms.items():
                 for bucket, n in buckets.items():
@@ -99,21 +99,46 @@ def count(facts: Sequence[Facts]) -> Counter[Any]:
         answered=sum(not f.error for f in facts),
         refusals=sum(f.refusal for f in facts),
         truncations=sum(f.truncation for f in facts),
+        cache_hits=sum(f.cache_hit for f in facts),
     )
-    for name in ("first_chunk_ms", "output_token_us"):
+    counter.update(flag for f in facts for flag in f.flags)
+    for name in set(MEASURED.values()):
         buckets = count_buckets(getattr(f, name) for f in facts)
         counter.update({(name, bucket): n for bucket, n in buckets.items()})
     return +counter
 
 
 def test_what_the_detectors_count_is_packed() -> None:
-    (packets,) = pack_signals(SOURCE, *prepare(receive([make_event()])), 1).values()
+    event = make_event(cache="hit")
+    (packets,) = pack_signals(
+        SOURCE,
+        *prepare(
+            receive(
+                [
+                    event,
+                    make_event(
+                        "e-2", prompt_text="Is it paid already?", response_text="Yes, it is paid."
+                    ),
+                ]
+            )
+        ),
+        1,
+    ).values()
     needed = {column for pair in COUNTED.values() for column in pair}
+    # What a reference says of answers comes later: `tests/test_signals_stored.py`.
+    needed -= {"marked", "off_prompts", "novel_prompts"}
     times = {FIRST_TIME_MS, LAST_TIME_MS}
     for packet in packets:
         assert packet.columns.keys() == needed | {REQUESTS} | times
         assert packet.histograms.keys() == set(MEASURED.values())
         assert packet.sums == {}
+
+
+def test_what_a_gateway_does_not_tell_has_no_place_in_a_packet() -> None:
+    (packets,) = pack_signals(SOURCE, *prepare(receive([make_event()])), 1).values()
+    for packet in packets:
+        assert not {"cache_lookups", "cache_hits", "contents"} & packet.columns.keys()
+        assert {"guardrails", "partial_refusals"} <= packet.columns.keys()
 
 
 # --- Sums ------------------------------------------------------------------------------------

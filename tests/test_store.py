@@ -736,7 +736,7 @@ def make_verdicts(time_ms: int, log_evidence: float) -> VerdictTable:
         ],
         families=(Family.REFUSAL, Family.ERROR),
         signals=(Signal.REFUSAL, Signal.ERROR),
-        log_threshold=9.25,
+        log_thresholds=(9.25, 9.25),
         time_ms=np.array([time_ms, time_ms]),
         ready=np.eye(2, dtype=np.bool_),
         state=np.array([[STATES.index(State.QUIET)] * 2, [STATES.index(State.ALARMED)] * 2]),

@@ -67,16 +67,16 @@ def test_a_fall() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signal", "slow_above", "text"),
+    ("signal", "edge", "text"),
     [
         (Signal.SLOW_FIRST_CHUNK, 623.7, "Slow first chunks rose from 10% to 60% for"),
-        (Signal.SLOW_FIRST_CHUNK, 623.7, "UTC (above 0.62 s): 60 of 100, before 10 of 100."),
+        (Signal.SLOW_FIRST_CHUNK, 623.7, "UTC (above 0.624 s): 60 of 100, before 10 of 100."),
         (Signal.SLOW_OUTPUT, 31_250.0, "Slow output rose from 10% to 60% for"),
         (Signal.SLOW_OUTPUT, 31_250.0, "UTC (above 31.2 ms per token): 60 of 100"),
     ],
 )
-def test_what_is_slow_is_said(signal: Signal, slow_above: float, text: str) -> None:
-    alarm = make_alarm(1, ROUTE, family=Family.LATENCY, signal=signal, slow_above=slow_above)
+def test_what_is_slow_is_said(signal: Signal, edge: float, text: str) -> None:
+    alarm = make_alarm(1, ROUTE, family=Family.LATENCY, signal=signal, edge=edge)
     assert text in summarise(alarm, Cause(ROUTE, 1.0, Rate(10, 100), Rate(60, 100)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dashboards.panels import Board, Column, Kind, Panel, Row, Subject, Unit
 from dashboards.sql import CAUSE_NAME, is_chosen, rate_of
+from schemas.counting import predicates
 from schemas.monitor import DIMENSIONS
 from schemas.signal import Signal
 
@@ -20,14 +21,7 @@ def _told(expression: str) -> str:
 _ALARM = "incident, 'alarms', 1"
 #: How the first alarm's signal is counted: over which requests, and which of them.
 _COUNTED: dict[Signal, tuple[str, str]] = {
-    Signal.REFUSAL: ("error_type = ''", "refused"),
-    Signal.ERROR: ("1", "error_type != ''"),
-    Signal.TRUNCATION: ("error_type = ''", "truncated"),
-    Signal.SLOW_FIRST_CHUNK: (
-        "error_type = '' AND cache != 'hit' AND time_to_first_chunk_s IS NOT NULL",
-        "time_to_first_chunk_s * 1e3 > slow_above",
-    ),
-    Signal.SLOW_OUTPUT: ("time_per_token_s IS NOT NULL", "time_per_token_s * 1e6 > slow_above"),
+    **predicates("edge", "edges"),
     Signal.FINGERPRINT: (
         "notEmpty(fingerprint)",
         "dotProduct(arrayResize(fingerprint, length(shift)), shift) > odd_above",
@@ -51,7 +45,8 @@ SELECT $__timeInterval(event_time) AS time,
        {rate_of("countIf(hit AND NOT inside)", "countIf(NOT inside)")} AS elsewhere
 FROM (
     WITH {_told(f"JSONExtractString({_ALARM}, 'signal')")} AS signal,
-         {_told(f"JSONExtractFloat({_ALARM}, 'slow_above')")} AS slow_above,
+         {_told(f"JSONExtractFloat({_ALARM}, 'edge')")} AS edge,
+         {_told(f"JSONExtract({_ALARM}, 'edges', 'Array(Float64)')")} AS edges,
          {_SHIFT} AS shift,
          {_told("cause")} AS cause,
          (

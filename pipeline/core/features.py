@@ -22,6 +22,7 @@ from pipeline.core.chunk import (
 )
 from pipeline.core.pricing import Costs, Pricer, UsageColumns
 from pipeline.core.refusal import Refusal, RefusalSource, decide_refusals
+from pipeline.core.traits import ABSENT, Outcomes, Traits, find_traits
 from schemas.event import Event, Received
 from schemas.monitor import DIMENSIONS, Dimension
 
@@ -33,7 +34,6 @@ Bools = npt.NDArray[np.bool_]
 TRUNCATION_REASONS = frozenset({"length", "max_tokens", "max_output_tokens", "MAX_TOKENS"})
 #: Below this many tokens the time per token is mostly the time to set up.
 MIN_TOKENS_FOR_RATE = 8
-ABSENT = -1
 
 
 class Features(Struct, frozen=True):
@@ -64,6 +64,7 @@ class Features(Struct, frozen=True):
     first_chunk_s: Floats
     token_s: Floats
     costs: Costs
+    traits: Traits
 
     def __len__(self) -> int:
         return len(self.received)
@@ -98,6 +99,7 @@ FIELDS = (
     "time_to_first_chunk_s",
     "attempts",
     "refusal",
+    "prompt_text",
     "response_text",
     "user",
 )
@@ -130,6 +132,20 @@ def extract_features(
         finish_reasons,
         fields["response_text"] if judge_texts else [None] * len(events),
     )
+    refused = (refusals == Refusal.FULL) & ~errors
+    truncations = _are(finish_reasons, _is_truncated) & ~errors
+    costs = pricer.price_chunk(
+        UsageColumns(
+            request_model=dimensions[Dimension.REQUEST_MODEL],
+            provider=dimensions[Dimension.PROVIDER],
+            response_model=dimensions[Dimension.RESPONSE_MODEL],
+            time_ms=time_ms,
+            cache_hit=cache_hits,
+            failed=errors,
+            **tokens,
+        )
+    )
+    outcomes = Outcomes(errors, refused, truncations, cache_hits, finish_reasons)
     return Features(
         received=received,
         labels=labels,
@@ -139,27 +155,18 @@ def extract_features(
         finish_reasons=finish_reasons,
         error_types=error_types,
         errors=errors,
-        refusals=(refusals == Refusal.FULL) & ~errors,
+        refusals=refused,
         partial_refusals=(refusals == Refusal.PARTIAL) & ~errors,
         refusal_sources=CodedColumn(sources, [s.value for s in RefusalSource]),
-        truncations=_are(finish_reasons, _is_truncated) & ~errors,
+        truncations=truncations,
         cache_hits=cache_hits,
         fallbacks=_are(labels["fallback_from"], bool),
         tokens=tokens,
         duration_s=duration,
         first_chunk_s=np.where(measured, first_chunk, np.nan),
         token_s=_time_per_token(duration, first_chunk, tokens["output_tokens"], measured),
-        costs=pricer.price_chunk(
-            UsageColumns(
-                request_model=dimensions[Dimension.REQUEST_MODEL],
-                provider=dimensions[Dimension.PROVIDER],
-                response_model=dimensions[Dimension.RESPONSE_MODEL],
-                time_ms=time_ms,
-                cache_hit=cache_hits,
-                failed=errors,
-                **tokens,
-            )
-        ),
+        costs=costs,
+        traits=find_traits(labels, fields, outcomes, tokens, costs),
     )
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.chunk import CodedColumn, Columns, MapColumn, code_values
-from pipeline.core.features import ABSENT, TOKEN_FIELDS, Features
+from pipeline.core.features import TOKEN_FIELDS, Features
 from pipeline.core.histogram import find_measured_buckets
 from pipeline.core.monitors import Split
 from pipeline.core.sums import count_maps, sum_by_key
+from pipeline.core.traits import ABSENT
 from schemas.monitor import DIMENSIONS, grouping_name
 
 Ints = npt.NDArray[np.int64]

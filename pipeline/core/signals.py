@@ -20,17 +20,20 @@ from msgspec import structs
 from scipy.sparse import coo_array
 
 from pipeline.core.features import Features
-from pipeline.core.histogram import find_measured_buckets
+from pipeline.core.histogram import find_classed_buckets, find_measured_buckets
 from pipeline.core.monitors import Split
 from pipeline.core.sums import count_pairs
 from schemas.monitor import Grouping, Monitor, grouping_name
 from schemas.signal import (
     BUCKET_COUNT_TYPE,
     BUCKET_TYPE,
+    CLASSED,
     COUNT_TYPE,
+    COUNTED,
     FIRST_TIME_MS,
     GROUPING_TYPE,
     LAST_TIME_MS,
+    MEASURED,
     OFFSET_TYPE,
     REQUESTS,
     SUM_TYPE,
@@ -60,13 +63,33 @@ FLAGS: dict[str, Callable[[Features], Bools]] = {
     "answered": lambda features: ~features.errors,
     "refusals": lambda features: features.refusals,
     "truncations": lambda features: features.truncations,
+    "partial_refusals": lambda features: features.partial_refusals,
+    "guardrails": lambda features: features.traits.guardrails,
+    "contents": lambda features: features.traits.contents,
+    "empty_answers": lambda features: features.traits.empty_answers,
+    "texts": lambda features: features.traits.texts,
+    "repetitions": lambda features: features.traits.repetitions,
+    "languages": lambda features: features.traits.languages,
+    "language_mismatches": lambda features: features.traits.language_mismatches,
+    "marked": lambda features: features.traits.marked,
+    "off_prompts": lambda features: features.traits.off_prompts,
+    "novel_prompts": lambda features: features.traits.novel_prompts,
+    "cache_lookups": lambda features: features.traits.cache_lookups,
+    "cache_hits": lambda features: features.cache_hits,
 }
+#: Totals of what only some gateways tell.
+OPTIONAL = frozenset({"contents", "cache_lookups", "texts", "languages", "marked"})
 #: Histogram → the measurement, NaN where there is none, and how many of its units make one of
 #: the feature's. A new measured signal is a row here, and one in `MEASURED`.
 MEASUREMENTS: dict[str, tuple[Callable[[Features], npt.NDArray[np.float64]], float]] = {
     "first_chunk_ms": (lambda features: features.first_chunk_s, 1e3),
     "output_token_us": (lambda features: features.token_s, 1e6),
+    "answer_size": (lambda features: features.traits.answer_size, 1.0),
+    "cost_microdollars": (lambda features: features.traits.cost_usd, 1e6),
 }
+
+
+_CLASSED = frozenset(MEASURED[signal] for signal in CLASSED)
 
 
 class Vectors(NamedTuple):
@@ -309,7 +332,7 @@ def _assign_partitions(splits: Sequence[Split], partitions: int) -> Ints:
 def _count_columns(features: Features, cells: _Cells) -> dict[str, Ints]:
     requests = _count_events(cells)
     columns = {REQUESTS: requests}
-    for name, find in FLAGS.items():
+    for name, find in _known_flags(features).items():
         flag = find(features)
         # What most events have is counted by those that have it not.
         rare = 2 * np.count_nonzero(flag) <= len(flag)
@@ -317,6 +340,13 @@ def _count_columns(features: Features, cells: _Cells) -> dict[str, Ints]:
         columns[name] = few if rare else requests - few
     columns[FIRST_TIME_MS], columns[LAST_TIME_MS] = _find_times(features.time_ms, cells)
     return columns
+
+
+def _known_flags(features: Features) -> dict[str, Callable[[Features], Bools]]:
+    """`FLAGS` without those of which this chunk knows nothing: they need no place in a packet."""
+    unknown = {total for total in OPTIONAL if not FLAGS[total](features).any()}
+    unknown |= {count for count, total in COUNTED.values() if total in unknown}
+    return {name: find for name, find in FLAGS.items() if name not in unknown}
 
 
 def _count_events(cells: _Cells, events: Ints | None = None) -> Ints:
@@ -340,7 +370,11 @@ def _find_times(time_ms: Ints, cells: _Cells) -> tuple[Ints, Ints]:
 
 def _count_buckets(features: Features, name: str, cells: _Cells) -> _Table:
     read, scale = MEASUREMENTS[name]
-    measured, buckets = find_measured_buckets(read(features) * scale)
+    values = read(features) * scale
+    if name in _CLASSED:
+        measured, buckets = find_classed_buckets(values, features.tokens["input_tokens"])
+    else:
+        measured, buckets = find_measured_buckets(values)
     use = np.flatnonzero(measured)
     m = len(cells.monitor)
     offsets, items, counts = count_pairs(cells.of_event.take(use, 1), buckets[use], m + 1)

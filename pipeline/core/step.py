@@ -25,7 +25,6 @@ from pipeline.core.chunk import (
 )
 from pipeline.core.dedup import SeenIds
 from pipeline.core.features import (
-    ABSENT,
     TOKEN_FIELDS,
     Features,
     code_attributes,
@@ -35,8 +34,10 @@ from pipeline.core.features import (
 from pipeline.core.fingerprints import DIRECTIONS, ReferenceSet, select_sample, take_fingerprints
 from pipeline.core.monitors import MonitorRegistry, Split, split_events
 from pipeline.core.pricing import Pricer
+from pipeline.core.relevance import mark_answers
 from pipeline.core.rollup import roll_up
 from pipeline.core.signals import Packets, Vectors, pack_signals, pack_signals_in_steps
+from pipeline.core.traits import ABSENT
 from schemas.codec import CodecLimits, decode_events
 from schemas.event import Received
 from schemas.monitor import DIMENSIONS, Dimension, Grouping
@@ -145,6 +146,7 @@ def derive_effects(
     splits = split_events(features.dimensions, config.groupings, registry)
     answers = read_answers(features, reading.embedding) if reading else None
     fingerprints = _take_fingerprints(features, answers, reading)
+    features = _mark_answers(features, answers, reading, fingerprints)
     return ChunkEffects(
         source=source,
         counts=counts,
@@ -164,6 +166,20 @@ def _take_fingerprints(
         return None
     models = features.dimensions[Dimension.REQUEST_MODEL]
     return take_fingerprints(answers, models, reading.references, len(features))
+
+
+def _mark_answers(
+    features: Features,
+    answers: Answers | None,
+    reading: Reading | None,
+    fingerprints: Vectors | None,
+) -> Features:
+    if answers is None or reading is None or fingerprints is None:
+        return features
+    models = features.dimensions[Dimension.REQUEST_MODEL]
+    known, off, novel = mark_answers(answers, models, reading.references, fingerprints)
+    traits = structs.replace(features.traits, marked=known, off_prompts=off, novel_prompts=novel)
+    return structs.replace(features, traits=traits)
 
 
 def _pack(
@@ -187,6 +203,7 @@ def _request_rows(
     user_key: bytes | None,
 ) -> Columns:
     source, n, read = admission.source, len(features), features.fields
+    traits = features.traits
     return {
         "event_time": features.time_ms,
         "event_id": read["event_id"],
@@ -202,11 +219,17 @@ def _request_rows(
         "partly_refused": features.partial_refusals,
         "refusal_source": features.refusal_sources,
         "truncated": features.truncations,
+        "empty": _known(traits.empty_answers, traits.contents),
+        "off_prompt": _known(traits.off_prompts, traits.marked),
+        "novel_prompt": _known(traits.novel_prompts, traits.marked),
+        "repetitive": _known(traits.repetitions, traits.texts),
+        "language_mismatch": _known(traits.language_mismatches, traits.languages),
         "cache": features.labels["cache"],
         "fallback_from": features.labels["fallback_from"],
         "attempts": read["attempts"],
         "guardrail": features.labels["guardrail"],
         **{t: np.ma.masked_equal(features.tokens[t], ABSENT) for t in TOKEN_FIELDS},
+        "output_chars": np.ma.masked_equal(traits.answer_chars, ABSENT),
         "cost_usd": MoneyColumn(features.costs.picodollars, features.costs.priced),
         "duration_s": np.ma.masked_invalid(features.duration_s),
         "time_to_first_chunk_s": read["time_to_first_chunk_s"],
@@ -220,6 +243,11 @@ def _request_rows(
         "partition": np.full(n, source.partition, np.uint32),
         "offset": [r.offset for r in admission.records],
     }
+
+
+def _known(flag: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> object:
+    """NULL where it is not known."""
+    return np.ma.masked_array(flag, ~known)
 
 
 def _fingerprint_column(fingerprints: Vectors | None, n: int) -> ListColumn:

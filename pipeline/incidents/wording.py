@@ -6,19 +6,12 @@ import datetime as dt
 from collections.abc import Sequence
 
 from pipeline.incidents.explain import Moved
+from pipeline.incidents.phrases import SUBJECTS, describe_edge
 from pipeline.incidents.triage import HARDLY_ANY
 from schemas.alarm import Alarm, Direction, Rate
 from schemas.incident import Cause, RootCause, Severity
-from schemas.signal import Family, Signal
+from schemas.signal import INFORMING, Family
 
-_SUBJECT = {
-    Signal.REFUSAL: "Refusals",
-    Signal.ERROR: "Errors",
-    Signal.TRUNCATION: "Truncated answers",
-    Signal.SLOW_FIRST_CHUNK: "Slow first chunks",
-    Signal.SLOW_OUTPUT: "Slow output",
-    Signal.FINGERPRINT: "Answers unlike before",
-}
 #: From these rates on, the family is critical, or an error; below it is a warning.
 _SEVERITY_RATES = {
     Family.REFUSAL: (0.25, 0.05),
@@ -26,6 +19,13 @@ _SEVERITY_RATES = {
     Family.TRUNCATION: (1.01, 0.3),
     Family.LATENCY: (1.01, 0.3),
     Family.FINGERPRINT: (1.01, 0.5),
+    Family.COST: (1.01, 0.5),
+    Family.PARTIAL_REFUSAL: (1.01, 0.25),
+    Family.EMPTY: (0.25, 0.05),
+    Family.GUARDRAIL: (1.01, 0.25),
+    Family.REPETITION: (0.25, 0.05),
+    Family.RELEVANCE: (1.01, 0.5),
+    Family.LANGUAGE: (1.01, 0.25),
 }
 #: What failures themselves ask for, where they say more than where they happen.
 _ERROR_MITIGATIONS: dict[RootCause | None, str] = {
@@ -40,8 +40,11 @@ def rate_severity(alarm: Alarm, cause: Cause) -> Severity:
     """A fall informs, a rise pages by how far it has gone where it is worst."""
     if alarm.detector:
         return Severity(alarm.severity)
-    if alarm.direction is Direction.FALL:
+    if alarm.family in INFORMING:
         return Severity.INFO
+    if alarm.direction is Direction.FALL:
+        # A guardrail that no longer steps in leaves what it guarded open.
+        return Severity.WARNING if alarm.family is Family.GUARDRAIL else Severity.INFO
     critical, error = _SEVERITY_RATES[alarm.family]
     rate = max(alarm.current.value, cause.after.value)
     if rate >= critical:
@@ -63,9 +66,9 @@ def summarise(alarm: Alarm, cause: Cause, moved: str = "") -> str:
 def summarise_mix_shift(alarm: Alarm) -> str:
     """For a change that traffic explains: no slice of it behaves differently."""
     return (
-        f"{_SUBJECT[alarm.signal]} {_verb(alarm)} from {_percent(alarm.baseline)} to"
+        f"{_subject(alarm)} {_verb(alarm)} from {_percent(alarm.baseline)} to"
         f" {_percent(alarm.current)} for {_where(alarm.monitor)} since"
-        f" {_clock(alarm.change_time_ms)}{_slow(alarm)}, because traffic moved:"
+        f" {_clock(alarm.change_time_ms)}{describe_edge(alarm)}, because traffic moved:"
         " no model, route or tenant behaves differently from before."
     )
 
@@ -96,14 +99,14 @@ def suggest(alarm: Alarm, cause: Cause, root_cause: RootCause | None = None) -> 
 
 
 def _suggest_for_fall(alarm: Alarm) -> str:
-    if alarm.family is Family.REFUSAL:
+    if alarm.family in {Family.REFUSAL, Family.GUARDRAIL}:
         return "Check whether a guardrail or a filter was switched off."
     return "Check that this is an improvement, and not requests that are no longer measured."
 
 
 def _headline(alarm: Alarm, cause: Cause) -> str:
     subject, where, since = (
-        _SUBJECT[alarm.signal],
+        _subject(alarm),
         _where(cause.labels),
         _clock(alarm.change_time_ms),
     )
@@ -114,13 +117,13 @@ def _headline(alarm: Alarm, cause: Cause) -> str:
     if before.total >= HARDLY_ANY:
         return (
             f"{subject} {_verb(alarm)} from {_percent(before)} to {_percent(cause.after)}"
-            f" for {where} since {since}{_slow(alarm)}:"
+            f" for {where} since {since}{describe_edge(alarm)}:"
             f" {_counts(cause.after)}, before {_counts(before)}."
         )
     past = "new" if before.total == 0 else f"all but new ({_counts(before)} before)"
     return (
         f"{subject} are at {_percent(cause.after)} ({_counts(cause.after)}) for {where},"
-        f" which is {past}, since {since}{_slow(alarm)};"
+        f" which is {past}, since {since}{describe_edge(alarm)};"
         f" {_where(alarm.monitor)} was at {_percent(alarm.baseline)} ({_counts(alarm.baseline)})."
     )
 
@@ -174,6 +177,11 @@ def _certainty(alarm: Alarm) -> str:
     )
 
 
+def _subject(alarm: Alarm) -> str:
+    subject = SUBJECTS[alarm.signal]
+    return subject[0].upper() + subject[1:]
+
+
 def _verb(alarm: Alarm) -> str:
     return "rose" if alarm.direction is Direction.RISE else "fell"
 
@@ -193,14 +201,6 @@ def _percent(rate: Rate) -> str:
 
 def _clock(time_ms: int) -> str:
     return dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _slow(alarm: Alarm) -> str:
-    if alarm.slow_above is None:
-        return ""
-    if alarm.signal is Signal.SLOW_OUTPUT:
-        return f" (above {alarm.slow_above / 1000:.1f} ms per token)"
-    return f" (above {alarm.slow_above / 1000:.2f} s)"
 
 
 def _magnitude(value: float) -> str:

@@ -147,9 +147,7 @@ def _verdict_rows(tables: Sequence[VerdictTable]) -> Columns:
         "signal": _repeat([_signal_name(s, t) for t in tables for s in t.signals], signal),
         "state": _repeat([state.value for state in STATES], join("state")),
         "log_evidence": join("log_evidence"),
-        "log_threshold": np.repeat(
-            [table.log_threshold for table in tables], [len(row) for row, _ in ready]
-        ),
+        "log_threshold": np.array([t for table in tables for t in table.log_thresholds])[signal],
         "baseline_count": join("baseline_count"),
         "baseline_total": join("baseline_total"),
         "baseline_low": join("baseline_low"),

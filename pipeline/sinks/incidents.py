@@ -24,6 +24,7 @@ from pipeline.incidents.lifecycle import measure_stages
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.times import to_datetime
 from schemas.alarm import Alarm, Rate
+from schemas.counting import predicates
 from schemas.incident import (
     Cause,
     Incident,
@@ -34,7 +35,7 @@ from schemas.incident import (
     encode_notification,
 )
 from schemas.monitor import OTHER
-from schemas.signal import Signal
+from schemas.signal import INPUT_CLASSES, Signal
 
 #: How far back the period before a change reaches.
 BEFORE_MS = 3_600_000
@@ -44,18 +45,8 @@ MAX_SLICES = 300
 MAX_ERROR_TYPES = 20
 
 #: Signal → (which requests it is counted over, which of them count).
-_PREDICATES = {
-    Signal.REFUSAL: ("error_type = ''", "refused"),
-    Signal.ERROR: ("1", "error_type != ''"),
-    Signal.TRUNCATION: ("error_type = ''", "truncated"),
-    Signal.SLOW_FIRST_CHUNK: (
-        "error_type = '' AND cache != 'hit' AND time_to_first_chunk_s IS NOT NULL",
-        "time_to_first_chunk_s * 1e3 > {slow_above:Float64}",
-    ),
-    Signal.SLOW_OUTPUT: (
-        "time_per_token_s IS NOT NULL",
-        "time_per_token_s * 1e6 > {slow_above:Float64}",
-    ),
+PREDICATES = {
+    **predicates("{edge:Float64}", "{edges:Array(Float64)}"),
     Signal.FINGERPRINT: (
         "length(fingerprint) = length({shift:Array(Float64)})",
         "dotProduct(fingerprint, {shift:Array(Float64)}) > {odd_above:Float64}",
@@ -79,7 +70,7 @@ class IncidentStore:
 
     def investigate(self, alarm: Alarm, now_ms: int) -> Investigation:
         """Count the alarm's signal in every slice, before the change point and since."""
-        over, counts = _PREDICATES[alarm.signal]
+        over, counts = PREDICATES[alarm.signal]
         inside, parameters = _inside(alarm.monitor)
         parameters |= {
             "start": to_datetime(alarm.change_time_ms - BEFORE_MS),
@@ -159,8 +150,10 @@ class IncidentStore:
     def _thresholds(self, alarm: Alarm) -> dict[str, Any]:
         """What the predicates of the alarm's signal compare with."""
         if alarm.signal is not Signal.FINGERPRINT:
-            return {"slow_above": alarm.slow_above or 0.0}
-        over, _ = _PREDICATES[alarm.signal]
+            # Where no quantile is known, nothing counts.
+            edges = list(alarm.edges) or [-1.0] * INPUT_CLASSES
+            return {"edge": alarm.edge or 0.0, "edges": edges}
+        over, _ = PREDICATES[alarm.signal]
         inside, parameters = _inside(alarm.monitor)
         rows = self._store.rows(
             f"""
@@ -208,7 +201,7 @@ class IncidentStore:
 
     def find_examples(self, alarm: Alarm, cause: Cause, limit: int = 5) -> tuple[str, ...]:
         """Return ids of the latest events inside the cause that counted."""
-        over, counts = _PREDICATES[alarm.signal]
+        over, counts = PREDICATES[alarm.signal]
         inside, parameters = _inside(cause.labels)
         parameters |= {
             "change": to_datetime(alarm.change_time_ms),

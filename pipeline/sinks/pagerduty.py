@@ -20,12 +20,12 @@ from msgspec import Struct
 
 from pipeline.config import PagerDutySettings
 from pipeline.errors import ConfigError, DeliveryRefused
+from pipeline.incidents.phrases import SUBJECTS, describe_edge
 from pipeline.sinks import text
 from pipeline.sinks.times import to_rfc3339
 from pipeline.sinks.webhook import Answer, post
 from schemas.alarm import Alarm, Direction, Rate
 from schemas.incident import Action, Attribution, Incident, Notification, Severity
-from schemas.signal import Signal
 
 CLIENT = "Kizashi"
 ROUTING_KEY_CHARS = 32
@@ -47,16 +47,6 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 #: Labels that name the broken part, and those that name whom it serves; the first present counts.
 _COMPONENT_LABELS = ("response_model", "request_model", "prompt_name", "provider")
 _GROUP_LABELS = ("route", "tenant", "region")
-_SIGNAL_NAMES = {
-    Signal.REFUSAL: "refusals",
-    Signal.ERROR: "errors",
-    Signal.TRUNCATION: "truncated answers",
-    Signal.SLOW_FIRST_CHUNK: "slow first chunks",
-    Signal.SLOW_OUTPUT: "slow output",
-    Signal.FINGERPRINT: "answers unlike before",
-}
-#: An alarm gives milliseconds, or microseconds per token; a page gives a thousandth of it.
-_SLOW_UNITS = {Signal.SLOW_FIRST_CHUNK: "s", Signal.SLOW_OUTPUT: "ms per token"}
 
 
 class _Refusal(Struct):
@@ -201,9 +191,7 @@ def _build_details(incident: Incident) -> dict[str, Any]:
 
 def _describe_change(alarm: Alarm) -> str:
     verb = "rose" if alarm.direction is Direction.RISE else "fell"
-    name = _SIGNAL_NAMES[alarm.signal]
-    if alarm.slow_above is not None:
-        name += f" (above {alarm.slow_above / 1_000:.3g} {_SLOW_UNITS.get(alarm.signal, '')})"
+    name = SUBJECTS[alarm.signal] + describe_edge(alarm)
     before, after = _show_share(alarm.baseline.value), _show_share(alarm.current.value)
     return f"{name} {verb} from {before} to {after}"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,8 +15,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pipeline.core.chunk import Chunk, Record
+from pipeline.core.language import compare_languages
 from pipeline.core.pricing import Price, PriceEntry, PriceTable, Rates, Usage, cost_of
 from pipeline.core.refusal import Refusal, decide_refusal
+from pipeline.core.repetition import is_repetitive
 from schemas.codec import decode_event
 from schemas.event import Event, Received
 from schemas.monitor import DIMENSIONS, OTHER, Grouping, Monitor
@@ -154,6 +156,8 @@ def _make_any(rng: np.random.Generator, event_id: str, time_ms: int) -> Json:
         duration_s=pick(duration, duration, 0.0, None),
         time_to_first_chunk_s=pick(duration / 3, None),
         response_text=pick(*ANSWERS),
+        # Drawn from nothing, so that what is drawn stays as it was.
+        guardrail="pii" if time_ms % 11 == 0 else None,
     )
 
 
@@ -165,6 +169,13 @@ _EDGES = [2.0 ** (i / 32) for i in range(-10 * 32 + 1, 31 * 32 + 1)]
 def find_bucket(value: float) -> int:
     """Return the bucket of `pipeline.core.histogram`, found by search and not by logarithm."""
     return -10 * 32 + bisect_left(_EDGES, value)
+
+
+def find_classed(e: Event, value: float) -> int:
+    """Return the bucket of a classed histogram; classes end where half-octaves do."""
+    coarse = find_bucket(value) // 8
+    ends = [2 ** (n / 2) for n in range(11, 30)]
+    return 256 * bisect_right(ends, e.input_tokens or 0) + coarse + 40
 
 
 TOKENS = (
@@ -191,6 +202,10 @@ class Facts(NamedTuple):
     duration_ms: int | None
     first_chunk_ms: int | None
     output_token_us: int | None
+    answer_size: int | None
+    cost_microdollars: int | None
+    #: Columns in which it counts, beside those above.
+    flags: frozenset[str]
 
 
 def read_facts(received: Received) -> Facts:
@@ -201,13 +216,16 @@ def read_facts(received: Received) -> Facts:
     measured = not error and e.cache != "hit"
     first = e.time_to_first_chunk_s if measured else None
     verdict, _ = decide_refusal(e.refusal, e.finish_reasons, e.response_text)
+    refused = not error and verdict is Refusal.FULL
+    truncated = not error and bool(
+        reasons & {"length", "max_tokens", "max_output_tokens", "MAX_TOKENS"}
+    )
     return Facts(
         time_ms=received.time_ms,
         error=error,
         error_type=e.error_type or "",
-        refusal=not error and verdict is Refusal.FULL,
-        truncation=not error
-        and bool(reasons & {"length", "max_tokens", "max_output_tokens", "MAX_TOKENS"}),
+        refusal=refused,
+        truncation=truncated,
         cache_hit=e.cache == "hit",
         fallback=bool(e.fallback_from),
         tokens={name: getattr(e, name) or 0 for name in TOKENS},
@@ -215,7 +233,52 @@ def read_facts(received: Received) -> Facts:
         duration_ms=None if e.duration_s is None else find_bucket(e.duration_s * 1e3),
         first_chunk_ms=None if first is None else find_bucket(first * 1e3),
         output_token_us=_token_bucket(e, first) if measured else None,
+        answer_size=_size_bucket(e) if measured and not refused and not truncated else None,
+        cost_microdollars=_cost_bucket(received) if measured else None,
+        flags=frozenset(_find_flags(e, measured, refused, verdict is Refusal.PARTIAL)),
     )
+
+
+def _size_bucket(e: Event) -> int | None:
+    if e.output_tokens is not None:
+        return find_classed(e, max(0, e.output_tokens - (e.reasoning_tokens or 0)))
+    return None if e.response_text is None else find_classed(e, len(e.response_text) / 4)
+
+
+def _cost_bucket(received: Received) -> int | None:
+    cost = _cost(received)
+    return None if cost is None else find_classed(received.event, cost / 1e12 * 1e6)
+
+
+def _find_flags(e: Event, measured: bool, refused: bool, partly: bool) -> Iterator[str]:
+    if e.guardrail:
+        yield "guardrails"
+    if e.cache in ("hit", "miss"):
+        yield "cache_lookups"
+    if partly and not e.error_type:
+        yield "partial_refusals"
+    if measured and not refused and not {"tool_calls", "tool_use"} & set(e.finish_reasons or []):
+        if e.response_text is not None:
+            yield "contents"
+            if not e.response_text.strip():
+                yield "empty_answers"
+            else:
+                yield "texts"
+                yield from _find_text_flags(e.prompt_text or "", e.response_text)
+        elif e.output_tokens is not None:
+            yield "contents"
+            if e.output_tokens == 0:
+                yield "empty_answers"
+
+
+def _find_text_flags(prompt: str, answer: str) -> Iterator[str]:
+    if is_repetitive(answer):
+        yield "repetitions"
+    ((known,), (differs,)) = compare_languages([prompt], [answer])
+    if known:
+        yield "languages"
+    if differs:
+        yield "language_mismatches"
 
 
 def _token_bucket(e: Event, first: float | None) -> int | None:
