@@ -3,8 +3,9 @@
 Scripts are counted by code unit in the first part of a text. Kana make Japanese, Han
 without kana Chinese; what is written in Latin letters is one class, so that an English
 answer to a French question is not seen. That is what a script can tell, for a quarter of a
-microsecond a pair of ASCII texts and five for others. An answer in another class than its prompt may be what was asked for, a
-translation say. So it is counted as a rate, and the reference knows how often that is.
+microsecond a pair of ASCII texts and five for others. An answer in another class than its
+prompt may be what was asked for, a translation say. So it is counted as a rate, and the
+reference knows how often that is.
 
 Pure and total: any string is read, and no more than `HEAD_CHARS` characters of it.
 """
