@@ -97,6 +97,7 @@ class FleetDelay:
 
     after: float
     run_length: float
+    cusum: float
     matched: float
     nominal: float
     floor: float
@@ -333,7 +334,12 @@ def measure_fleet(effort: Effort, events: int, miss: float) -> Fleet:
             floor = float(share @ np.minimum(told, min(run_length, MAX_EVENTS)))
             nominal, matched = (float(np.interp(x, LOG_A, mean)) for x in (at, matched_at))
             delays.append(
-                FleetDelay(after, run_length, matched / optimum, nominal / optimum, floor / optimum)
+                FleetDelay(
+                    after,
+                    run_length,
+                    optimum,
+                    *(delay / optimum for delay in (matched, nominal, floor)),
+                )
             )
     return Fleet(
         events, miss, delays, (share @ promised).tolist(), (share @ (promised <= 1)).tolist()

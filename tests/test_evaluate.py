@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from benchmarks import splice, swaps
 from benchmarks.evaluate import answers, fleet, languages, marks, report, rivals
 from benchmarks.evaluate.__main__ import choose, find_complaint, main
 from benchmarks.evaluate.parts import PARTS, Task
-from benchmarks.rates import BEFORE, CHANGES, cusum_delay
+from benchmarks.rates import BEFORE, CHANGES, FleetDelay, cusum_delay
 from benchmarks.swaps import QUIET, SphereSum, Stream
 from detectors.bank import Bank, BankConfig
 from detectors.bank_packet import read_packet
@@ -229,7 +230,7 @@ def found_of_all() -> dict[str, Any]:
         "reference": [
             {
                 "events": 2_000,
-                "delays": [d | {"nominal": 3.0, "floor": 2.0} for d in delays],
+                "delays": [asdict(FleetDelay(a, n, 700.0, 2.0, 3.0, 2.0)) for a, n in changes],
                 "realised": [0.1, 0.1, 0.1],
                 "within": [0.99, 0.98, 0.97],
             }
