@@ -165,7 +165,7 @@ class LocalPipeline:
             verdicts += findings.verdicts
             news += self._note_findings(findings)
             self._watermark_ms = max(self._watermark_ms, packet.last_time_ms)
-            news += [e.incident for e in self._note(self._book.tick(self._watermark_ms))]
+            news += self._look_after(self._watermark_ms)
         self._detections.store_verdicts(verdicts)
         return news
 
@@ -176,6 +176,12 @@ class LocalPipeline:
         for alarm in findings.alarms:
             news += [alarm, *self._respond(alarm)]
         return news
+
+    def _look_after(self, now_ms: int) -> list[Incident]:
+        store = self._incidents
+        entries = self._book.review(now_ms, store.investigate, store.find_examples)
+        entries += self._book.tick(now_ms)
+        return [entry.incident for entry in self._note(entries)]
 
     def _respond(self, alarm: Alarm) -> list[Incident]:
         entries = self._book.handle(

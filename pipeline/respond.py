@@ -89,11 +89,15 @@ class Responder:
         return changed
 
     async def tick(self, now_ms: int) -> list[Incident]:
-        """Resolve what has been clear for long enough."""
+        """Explain what is young anew, and resolve what has been clear for long enough."""
         async with self._lock:
             if self._book is None:
                 return []
-            return await self._note(lambda book: book.tick(now_ms))
+            reviewed = await self._note(partial(self._review, now_ms))
+            return reviewed + await self._note(lambda book: book.tick(now_ms))
+
+    def _review(self, now_ms: int, book: IncidentBook) -> list[Entry]:
+        return book.review(now_ms, self._incidents.investigate, self._incidents.find_examples)
 
     def _handle(self, news: Alarm | Command, book: IncidentBook) -> list[Entry]:
         if isinstance(news, Command):

@@ -118,6 +118,8 @@ class Incident(Struct, frozen=True, kw_only=True):
     #: Who opened it again. From then on only a person resolves it.
     reopened_by: str = ""
     updated_ms: int
+    #: Up to when what explains it has been looked for.
+    explained_ms: int
     #: When the last of its alarms was raised or cleared.
     last_alarm_ms: int
     #: Estimated start of the change.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import math
+import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from pipeline.config import ClickHouseSettings, Config
+from pipeline.config import ClickHouseSettings, Config, NotifySettings, PagerDutySettings
 from pipeline.demo.company import Company, Record, RecordKind
 from pipeline.demo.run import DemoResult, paced_batches, run_demo
 from pipeline.demo.score import Detection, find_unscripted, score
@@ -33,9 +36,11 @@ from pipeline.demo.view import LiveView, LogView, choose_view, draw_sparkline, h
 from pipeline.errors import ConfigError
 from pipeline.local import LocalPipeline
 from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.notifier import MemoryOutbox, Notifier, build_destinations
 from schemas.alarm import Alarm, Direction, Rate, Transition
-from schemas.incident import Cause, Incident, RootCause, Severity, Status, Symptom
+from schemas.incident import Action, Cause, Incident, RootCause, Severity, Status, Symptom
 from schemas.signal import Family, Signal
+from tests.support.pagerduty import ROUTING_KEY, FakePagerDuty, validate_event
 
 #: 12:00:00 UTC.
 START_MS = 1_789_992_000_000
@@ -77,6 +82,7 @@ def make_incident(**changes: Any) -> Incident:
         "root_cause": RootCause.CONFIGURATION,
         "opened_ms": START_MS + 16 * MINUTE_MS,
         "updated_ms": START_MS + 16 * MINUTE_MS,
+        "explained_ms": START_MS + 16 * MINUTE_MS,
         "last_alarm_ms": START_MS + 16 * MINUTE_MS,
         "change_time_ms": START_MS + 15 * MINUTE_MS,
         "summary": (
@@ -682,6 +688,60 @@ def test_the_three_incidents_are_found_and_nothing_else(played: Played) -> None:
         labels = detection.incident.cause.labels
         assert set(labels.items()) & set(scripted.labels.items())
         assert detection.incident.status is Status.RESOLVED
+
+
+def test_the_explanation_names_what_was_scripted_with_the_largest_share(played: Played) -> None:
+    named = [
+        {"prompt_name": "support-answer", "prompt_version": "v7"},
+        {"provider": "openai"},
+        {"provider": "anthropic", "region": "eu-west"},
+    ]
+    for incident, labels in zip(played[2].incidents, named, strict=True):
+        first = incident.explanation[0]
+        assert incident.cause.labels == first.labels == labels
+        assert first.share == max(a.share for a in incident.explanation) > 0.8
+        assert first.after.value > 2 * first.before.value
+        assert incident.example_event_ids
+    kinds = [(i.symptom, i.root_cause) for i in played[2].incidents]
+    assert kinds == [
+        (Symptom.INVALID_INFERENCE, RootCause.CONFIGURATION),
+        (Symptom.DEGRADED_PERFORMANCE, RootCause.INFRASTRUCTURE),
+        (Symptom.DEGRADED_PERFORMANCE, RootCause.INFRASTRUCTURE),
+    ]
+
+
+async def test_each_scripted_incident_is_one_page_that_ends(
+    played: Played, pagerduty: FakePagerDuty
+) -> None:
+    """Every version of every incident is told, as the responder tells it."""
+    page = PagerDutySettings(url=pagerduty.url, routing_key=ROUTING_KEY)  # type: ignore[arg-type]
+    settings = NotifySettings(pagerduty=page, link="https://grafana.example/{incident_id}")
+    notifier = Notifier(
+        build_destinations(settings),
+        MemoryOutbox(),
+        settings,
+        clock=time.time,
+        sleep=asyncio.sleep,
+        rng=random.Random(1),
+    )
+    await notifier.start()
+    try:
+        for incident in played[1].announced:
+            known = Action.TRIGGER if incident.version == 1 else Action.UPDATE
+            over = incident.status is Status.RESOLVED
+            await notifier.notify(incident, Action.RESOLVE if over else known)
+        assert await notifier.drain(20.0)
+    finally:
+        await notifier.close()
+    assert {r.status for r in pagerduty.received} == {202}, "valid by the published schema"
+    keys = [alert.dedup_key for alert in pagerduty.alerts]
+    assert sorted(keys) == sorted(f"kizashi/{i.incident_id}" for i in played[2].incidents)
+    assert pagerduty.open_alerts == []
+    for event in pagerduty.accepted:
+        validate_event(event)
+    details = pagerduty.alerts[0].events[0]["payload"]["custom_details"]
+    assert details["explanation"]
+    assert details["example_event_ids"]
 
 
 def test_the_books_balance(played: Played) -> None:

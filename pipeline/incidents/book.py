@@ -34,6 +34,8 @@ class BookConfig(Struct, frozen=True):
     overlap_ms: int = 900_000
     #: An incident is resolved when all its alarms have been clear for this long.
     hold_ms: int = 120_000
+    #: So long after it was opened, an incident is explained anew from what is stored by then.
+    review_ms: tuple[int, ...] = (30_000, 120_000)
     #: Resolved incidents are remembered, so that an alarm that comes again is recognised.
     remembered: int = 1_000
     #: At most this many alarms are kept in one incident.
@@ -87,6 +89,28 @@ class IncidentBook:
         incident = self._find(command)
         done = None if incident is None else carry_out(incident, command)
         return [] if done is None else [self._keep(*done, command.time_ms, command.via)]
+
+    def review(
+        self, now_ms: int, investigate: Investigate, find_examples: FindExamples
+    ) -> list[Entry]:
+        """Look again at what is young: the first alarm spoke when little was known."""
+        entries = []
+        for incident in self.open:
+            if incident.is_mix_shift or not self._is_due(incident, now_ms):
+                continue
+            first = incident.alarms[0]
+            found = diagnose(first, investigate(first, now_ms))
+            looked = structs.replace(incident, explained_ms=now_ms)
+            if found.is_known and not found.is_mix_shift:
+                looked = _explain(looked, found, now_ms, find_examples)
+            entries.append(self._keep(looked, Action.UPDATE, now_ms))
+        return entries
+
+    def _is_due(self, incident: Incident, now_ms: int) -> bool:
+        due = (incident.opened_ms + after for after in self._config.review_ms)
+        # What has cleared meanwhile would only thin out what there was.
+        stands = len(incident.cleared) < len(incident.alarms)
+        return stands and any(incident.explained_ms < at <= now_ms for at in due)
 
     def tick(self, now_ms: int) -> list[Entry]:
         """Resolve the incidents whose alarms have all been clear for long enough."""
@@ -164,6 +188,7 @@ class IncidentBook:
             opened_ms=alarm.time_ms,
             triaged_ms=alarm.time_ms if seen.is_known else None,
             updated_ms=alarm.time_ms,
+            explained_ms=alarm.time_ms,
             last_alarm_ms=alarm.time_ms,
             change_time_ms=alarm.change_time_ms,
             summary=seen.summary,
@@ -200,10 +225,10 @@ class IncidentBook:
         if incident.severity is Severity.INFO and seen.severity is not Severity.INFO:
             # What only informed has turned out to be a part of what pages, which leads from now on.
             merged = structs.replace(merged, family=alarm.family, alarms=(alarm, *incident.alarms))
-            merged = _explain(merged, seen, alarm, find_examples)
+            merged = _explain(merged, seen, alarm.time_ms, find_examples)
         elif not seen.is_mix_shift:
             # Traffic that moved says nothing new about the incident.
-            merged = _explain(merged, again, alarm, find_examples)
+            merged = _explain(merged, again, alarm.time_ms, find_examples)
         return [self._keep(merged, Action.UPDATE, alarm.time_ms)]
 
     def _absorb(self, merged: list[Entry], others: list[Incident], now_ms: int) -> list[Entry]:
@@ -301,17 +326,18 @@ def _withdraw_mitigation(incident: Incident, alarm: Alarm) -> Incident:
 
 
 def _explain(
-    incident: Incident, found: Diagnosis, alarm: Alarm, find_examples: FindExamples
+    incident: Incident, found: Diagnosis, now_ms: int, find_examples: FindExamples
 ) -> Incident:
     """Put the incident in the words of what is known by now."""
     first = incident.alarms[0]
     examples = incident.example_event_ids
     if found.cause.labels != incident.cause.labels or not examples:
-        until = max(first.time_ms, alarm.time_ms)
+        until = max(first.time_ms, now_ms)
         examples = find_examples(structs.replace(first, time_ms=until), found.cause)
-    triaged = alarm.time_ms if incident.triaged_ms is None and found.is_known else None
+    triaged = now_ms if incident.triaged_ms is None and found.is_known else None
     return structs.replace(
         incident,
+        explained_ms=max(incident.explained_ms, now_ms),
         cause=found.cause,
         explanation=found.explanation or incident.explanation,
         symptom=found.symptom,

@@ -113,6 +113,9 @@ class Investigation(NamedTuple):
     slices: tuple[Slice, ...]
     moved: tuple[Moved, ...] = ()
     errors: tuple[ErrorType, ...] = ()
+    #: All traffic by the measure of the alarm itself, where the slices are counted by another:
+    #: what is slow for the monitor, and not for the model.
+    as_alarmed: Slice | None = None
 
     @property
     def whole(self) -> Slice:
@@ -126,7 +129,7 @@ class Investigation(NamedTuple):
 
     def is_mix_shift(self, alarm: Alarm) -> bool:
         """True when traffic moved between slices whose own rates stayed as they were."""
-        total = self._excess_inside(self.whole)
+        total = self._excess_alarmed()
         return self._shows(alarm) and any(
             self._own_excess(d) / total < OWN_SHARE for d in MIX_DIMENSIONS
         )
@@ -183,16 +186,26 @@ class Investigation(NamedTuple):
         if self._shows(alarm) and self._goes_the_same_way:
             explaining.append(self.whole)
         # Last, so that of equals a candidate is taken.
-        return sorted((*explaining, monitor), key=self._merit)
+        candidates = (*explaining, monitor)
+        # Those with the same requests since the change are as good as the best of them, whatever
+        # their pasts, and what is new says more than what has long been there.
+        gains: dict[Rate, float] = {}
+        for each in candidates:
+            gains[each.after] = max(gains.get(each.after, 0.0), self._gain(each))
+        return sorted(candidates, key=lambda s: self._merit(s, gains[s.after]))
 
-    def _merit(self, each: Slice) -> tuple[float, int, int]:
+    def _merit(self, each: Slice, gain: float) -> tuple[float, bool, int, int]:
         dimensions = _dimensions(each.labels)
         cost = DIMENSION_NATS * (len(dimensions) - (PROMPT_VERSION[1] in dimensions))
         return (
-            cost - self._gain(each),
+            cost - gain,
+            not self._is_new(each),
             each.after.total,
             _ORDER.get(dimensions, len(_ORDER)),
         )
+
+    def _is_new(self, each: Slice) -> bool:
+        return _is_thin(each.before, each.after, self.whole.before, self.whole.after)
 
     def _gain(self, each: Slice) -> float:
         """Log-likelihood that is gained by letting the slice have a rate of its own since."""
@@ -221,7 +234,12 @@ class Investigation(NamedTuple):
         An hour that was unusual already cannot say what has changed since before it.
         """
         seen = alarm.current.count - alarm.current.total * alarm.baseline.value
-        return seen != 0 and self._excess_inside(self.whole) / seen >= SEEN_SHARE
+        return seen != 0 and self._excess_alarmed() / seen >= SEEN_SHARE
+
+    def _excess_alarmed(self) -> float:
+        whole = self.whole if self.as_alarmed is None else self.as_alarmed
+        rates = (whole.before_inside, whole.after_inside)
+        return _excess(*rates, *rates)
 
     def _explains(self, each: Slice, share: float) -> bool:
         inside = self._share_inside(each)
@@ -265,13 +283,17 @@ def _excess(before: Rate, after: Rate, whole_before: Rate, whole_after: Rate) ->
 
 def _expect(before: Rate, after: Rate, whole_before: Rate, whole_after: Rate) -> float:
     """Return the rate that the slice's own past gives it."""
-    usual = whole_before.total * _ratio(after.total, whole_after.total)
-    if before.total < THIN_SHARE * usual:
+    if _is_thin(before, after, whole_before, whole_after):
         # As good as new: when the change point is estimated a little late, the few events
         # before it are the first of the change itself.
         before = Rate(0, 0)
     prior = PRIOR_EVENTS * whole_before.value
     return (before.count + prior) / (before.total + PRIOR_EVENTS)
+
+
+def _is_thin(before: Rate, after: Rate, whole_before: Rate, whole_after: Rate) -> bool:
+    usual = whole_before.total * _ratio(after.total, whole_after.total)
+    return before.total < THIN_SHARE * usual
 
 
 def _divergence(rate: float, expected: float) -> float:

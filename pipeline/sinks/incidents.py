@@ -44,9 +44,22 @@ MAX_SLICES = 300
 #: So many ways to fail are looked at.
 MAX_ERROR_TYPES = 20
 
+#: What a signal of latency measures, in the unit of the alarm's edge.
+_MEASURES = {
+    Signal.SLOW_FIRST_CHUNK: "time_to_first_chunk_s * 1e3",
+    Signal.SLOW_OUTPUT: "time_per_token_s * 1e6",
+}
+#: What is slow for the monitor may be usual for a model: each is held to its own past, so that
+#: all that have become slower show it.
+_OWN_EDGE = (
+    "transform(toString(request_model), {own_models:Array(String)}, {own_edges:Array(Float64)},"
+    " {edge:Float64})"
+)
+#: With fewer requests before the change a model has no past of its own.
+OWN_EVENTS = 50
 #: Signal → (which requests it is counted over, which of them count).
 PREDICATES = {
-    **predicates("{edge:Float64}", "{edges:Array(Float64)}"),
+    **predicates(_OWN_EDGE, "{edges:Array(Float64)}"),
     Signal.FINGERPRINT: (
         "length(fingerprint) = length({shift:Array(Float64)})",
         "dotProduct(fingerprint, {shift:Array(Float64)}) > {odd_above:Float64}",
@@ -72,13 +85,7 @@ class IncidentStore:
         """Count the alarm's signal in every slice, before the change point and since."""
         over, counts = PREDICATES[alarm.signal]
         inside, parameters = _inside(alarm.monitor)
-        parameters |= {
-            "start": to_datetime(alarm.change_time_ms - BEFORE_MS),
-            "change": to_datetime(alarm.change_time_ms),
-            "now": to_datetime(now_ms),
-            "limit": MAX_SLICES,
-        }
-        parameters |= self._thresholds(alarm)
+        parameters |= _periods(alarm, now_ms) | {"limit": MAX_SLICES} | self._thresholds(alarm)
         columns = ", ".join(_COLUMNS)
         rows = self._store.rows(
             f"""
@@ -111,8 +118,35 @@ class IncidentStore:
             parameters,
         )
         slices = tuple(s for row in rows if (s := _slice(row)) is not None)
-        moved = self._find_moved(alarm, now_ms)
-        return Investigation(slices, moved, self._count_error_types(alarm, now_ms))
+        return Investigation(
+            slices,
+            self._find_moved(alarm, now_ms),
+            self._count_error_types(alarm, now_ms),
+            self._count_as_alarmed(alarm, now_ms),
+        )
+
+    def _count_as_alarmed(self, alarm: Alarm, now_ms: int) -> Slice | None:
+        """All traffic by the alarm's own edge, where the slices have edges of their own."""
+        if alarm.signal not in _MEASURES:
+            return None
+        over, _ = PREDICATES[alarm.signal]
+        inside, parameters = _inside(alarm.monitor)
+        rows = self._store.rows(
+            f"""
+            SELECT countIf(past AND hit), countIf(past), countIf(NOT past AND hit),
+                   countIf(NOT past), countIf(inside AND past AND hit), countIf(inside AND past),
+                   countIf(inside AND NOT past AND hit), countIf(inside AND NOT past)
+            FROM (
+                SELECT event_time < {{change:DateTime64(3, 'UTC')}} AS past, {inside} AS inside,
+                       {_MEASURES[alarm.signal]} > {{edge:Float64}} AS hit
+                FROM requests
+                WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
+                  AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {over}
+            )
+            """,  # noqa: S608 — as above
+            parameters | _periods(alarm, now_ms) | {"edge": alarm.edge or 0.0},
+        )
+        return Slice((), *(Rate(int(rows[0][i]), int(rows[0][i + 1])) for i in range(0, 8, 2)))
 
     def _count_error_types(self, alarm: Alarm, now_ms: int) -> tuple[ErrorType, ...]:
         """In which ways the monitor's requests fail, before the change point and since."""
@@ -133,13 +167,7 @@ class IncidentStore:
             ORDER BY error_type = '', countIf(NOT past) DESC, error_type
             LIMIT {{limit:UInt32}}
             """,  # noqa: S608 — as above
-            parameters
-            | {
-                "start": to_datetime(alarm.change_time_ms - BEFORE_MS),
-                "change": to_datetime(alarm.change_time_ms),
-                "now": to_datetime(now_ms),
-                "limit": MAX_ERROR_TYPES,
-            },
+            parameters | _periods(alarm, now_ms) | {"limit": MAX_ERROR_TYPES},
         )
         return tuple(
             ErrorType(str(name), Rate(int(b), int(n)), Rate(int(a), int(m)))
@@ -149,10 +177,11 @@ class IncidentStore:
 
     def _thresholds(self, alarm: Alarm) -> dict[str, Any]:
         """What the predicates of the alarm's signal compare with."""
+        if alarm.signal in _MEASURES:
+            return self._own_edges(alarm)
         if alarm.signal is not Signal.FINGERPRINT:
             # Where no quantile is known, nothing counts.
-            edges = list(alarm.edges) or [-1.0] * INPUT_CLASSES
-            return {"edge": alarm.edge or 0.0, "edges": edges}
+            return {"edges": list(alarm.edges) or [-1.0] * INPUT_CLASSES}
         over, _ = PREDICATES[alarm.signal]
         inside, parameters = _inside(alarm.monitor)
         rows = self._store.rows(
@@ -170,6 +199,33 @@ class IncidentStore:
             },
         )
         return {"shift": list(alarm.shift), "odd_above": float(rows[0][0])}
+
+    def _own_edges(self, alarm: Alarm) -> dict[str, Any]:
+        """The 90th percentile of each model before the change, where it has a past."""
+        over, _ = PREDICATES[alarm.signal]
+        rows = self._store.rows(
+            f"""
+            SELECT toString(request_model), quantileExact(0.9)({_MEASURES[alarm.signal]})
+            FROM requests
+            WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
+              AND event_time < {{change:DateTime64(3, 'UTC')}} AND {over}
+            GROUP BY request_model HAVING count() >= {{least:UInt32}}
+            ORDER BY count() DESC, request_model LIMIT {{limit:UInt32}}
+            """,  # noqa: S608 — as above
+            {
+                "start": to_datetime(alarm.change_time_ms - BEFORE_MS),
+                "change": to_datetime(alarm.change_time_ms),
+                "least": OWN_EVENTS,
+                "limit": MAX_SLICES,
+            },
+        )
+        edge = alarm.edge or 0.0
+        # One that no model has, for ClickHouse takes no empty table.
+        return {
+            "own_models": ["", *(str(model) for model, _ in rows)],
+            "own_edges": [edge, *(float(own) for _, own in rows)],
+            "edge": edge,
+        }
 
     def _find_moved(self, alarm: Alarm, now_ms: int) -> tuple[Moved, ...]:
         """Which style features of the monitor's answers have moved most, by the kept samples."""
@@ -337,6 +393,15 @@ def _compare(before: Sequence[Any], after: Sequence[Any]) -> tuple[Moved, ...]:
             moved.append((errors, Moved(feature.phrase, feature.scale.is_share, *values)))
     moved.sort(key=lambda each: -each[0])
     return tuple(each for _, each in moved[:MOVED_FEATURES])
+
+
+def _periods(alarm: Alarm, now_ms: int) -> dict[str, Any]:
+    """From an hour before the change, over the change, until now."""
+    return {
+        "start": to_datetime(alarm.change_time_ms - BEFORE_MS),
+        "change": to_datetime(alarm.change_time_ms),
+        "now": to_datetime(now_ms),
+    }
 
 
 def _inside(labels: dict[str, str]) -> tuple[str, dict[str, Any]]:

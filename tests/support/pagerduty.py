@@ -100,6 +100,11 @@ EVENT_SCHEMA: dict[str, Any] = {
 _VALIDATOR = Draft202012Validator(EVENT_SCHEMA, format_checker=FormatChecker())
 
 
+def validate_event(event: dict[str, Any]) -> None:
+    """Raise jsonschema.ValidationError for an event that is against the published rules."""
+    _VALIDATOR.validate(event)
+
+
 @dataclass(frozen=True)
 class Received:
     """One request as it came in, and what was answered (None: nothing)."""
@@ -346,6 +351,7 @@ INCIDENT = Incident(
     root_cause=RootCause.CONFIGURATION,
     opened_ms=OPENED_MS,
     updated_ms=OPENED_MS,
+    explained_ms=OPENED_MS,
     last_alarm_ms=OPENED_MS,
     change_time_ms=OPENED_MS - 60_000,
     summary="Refusals rose from 2.1% to 6.4% for prompt_version=7",
