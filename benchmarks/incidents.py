@@ -41,6 +41,7 @@ from pipeline.demo.cast import MODELS, REGIONS, ROUTES, TENANTS
 from pipeline.incidents.diagnosis import Diagnosis, diagnose
 from pipeline.incidents.explain import (
     CANDIDATES,
+    LINEAGE,
     MIX_DIMENSIONS,
     ErrorType,
     Investigation,
@@ -493,7 +494,7 @@ def count_slices(incident: Incident, alarm: Alarm, now_ms: int) -> Investigation
         )
         hit = value > _own_edges(incident, value, kept & past, alarm.slow_above)
     slices = []
-    for dimensions in ((), *sorted({*CANDIDATES, *((d,) for d in MIX_DIMENSIONS)})):
+    for dimensions in ((), *sorted({*CANDIDATES, LINEAGE, *((d,) for d in MIX_DIMENSIONS)})):
         slices += _count_dimensions(incident, dimensions, kept, past, hit, inside)
     errors = _count_errors(incident, alarm, inside, past, now_ms)
     return Investigation(tuple(slices), (), errors, as_alarmed)
@@ -561,8 +562,8 @@ def _count_errors(
 class Engine:
     """Incidents in an embedded store that is thrown away, one at a time."""
 
-    def __init__(self, directory: Path) -> None:
-        self._store = Store(ClickHouseSettings(path=directory))
+    def __init__(self, directory: Path, database: str = "kizashi") -> None:
+        self._store = Store(ClickHouseSettings(path=directory, database=database))
         self._store.migrate()
         self._incidents = IncidentStore(self._store)
 

@@ -106,6 +106,34 @@ def test_what_a_person_has_mitigated_stays_so_for_what_began_before() -> None:
     assert the_open(desk).mitigated_ms is None
 
 
+def test_what_is_young_is_explained_anew_as_more_is_known() -> None:
+    """When one region alarmed, nothing else had failed yet; soon the whole provider had."""
+    early = world_of(({"provider": "b", "region": "eu"}, 0.4), now=20)
+    desk = desk_with(early, Family.ERROR)
+    the(desk.see(1, {"provider": "b", "region": "eu"}, **ERRORS))
+    desk.worlds[Family.ERROR] = world_of((BAD, 0.4))
+
+    def review(seconds: float) -> list[Entry]:
+        now_ms = OPENED_MS + round(seconds * 1000)
+        return desk.book.review(now_ms, desk._investigate, lambda alarm, cause: ("seen",))
+
+    assert review(29.0) == []
+    again = the(review(31.0))
+    assert (again.action, again.incident.cause.labels) == (Action.UPDATE, BAD)
+    assert again.incident.example_event_ids == ("seen",)
+    assert review(119.0) == []
+    the(review(500.0))
+    assert review(10_000.0) == []
+    desk.handle(clear(the_open(desk).alarms[0], OPENED_MS + MINUTE_MS))
+    assert review(20_000.0) == []
+
+
+def test_what_has_cleared_is_not_explained_anew() -> None:
+    desk = failing()
+    desk.handle(clear(the_open(desk).alarms[0], OPENED_MS + 10_000))
+    assert desk.book.review(OPENED_MS + 60_000, desk._investigate, lambda a, c: ()) == []
+
+
 def test_a_note_does_not_put_off_the_end() -> None:
     desk = failing()
     cleared_ms = OPENED_MS + 5 * MINUTE_MS

@@ -17,7 +17,7 @@ a fall it is negative, and shares of it are shares of what went missing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from schemas.alarm import Alarm, Direction, Rate
@@ -30,7 +30,7 @@ EXPLAINING_SHARE = 0.8
 LIFT = 2.0
 #: Nats that every further dimension of a slice has to be worth: a slice that is no better
 #: for it, or only by chance, is named without it.
-DIMENSION_NATS = 4.0
+DIMENSION_NATS = 3.0
 #: A slice with a short past leans on the past of all traffic, with this weight in events.
 PRIOR_EVENTS = 50
 #: With less than this of the past that its traffic now would give it, a slice is as good as new.
@@ -71,6 +71,8 @@ PAIRS: tuple[Dimensions, ...] = (
     *((a, b) for i, a in enumerate(_SERVED) for b in _SERVED[i + 1 :]),
 )
 CANDIDATES: tuple[Dimensions, ...] = (*SINGLES, *PAIRS)
+#: Which model answered for which: counted, but no cause is named so.
+LINEAGE: Dimensions = ("request_model", "response_model")
 _ORDER = {dimensions: index for index, dimensions in enumerate(CANDIDATES)}
 #: Dimensions that a request has before it is answered: no failure can move it between them.
 MIX_DIMENSIONS = ("provider", "request_model", "route", "tenant", "prompt_name", "region")
@@ -189,9 +191,10 @@ class Investigation(NamedTuple):
         candidates = (*explaining, monitor)
         # Those with the same requests since the change are as good as the best of them, whatever
         # their pasts, and what is new says more than what has long been there.
+        known = {frozenset(s.labels): s for s in self.slices}
         gains: dict[Rate, float] = {}
         for each in candidates:
-            gains[each.after] = max(gains.get(each.after, 0.0), self._gain(each))
+            gains[each.after] = max(gains.get(each.after, 0.0), self._gain(each, known))
         return sorted(candidates, key=lambda s: self._merit(s, gains[s.after]))
 
     def _merit(self, each: Slice, gain: float) -> tuple[float, bool, int, int]:
@@ -207,12 +210,27 @@ class Investigation(NamedTuple):
     def _is_new(self, each: Slice) -> bool:
         return _is_thin(each.before, each.after, self.whole.before, self.whole.after)
 
-    def _gain(self, each: Slice) -> float:
+    def _gain(self, each: Slice, known: Mapping[frozenset[tuple[str, str]], Slice]) -> float:
         """Log-likelihood that is gained by letting the slice have a rate of its own since."""
         if self._excess_overall(each) * self._excess_inside(self.whole) <= 0:
             return 0.0
-        expected = _expect(each.before, each.after, self.whole.before, self.whole.after)
+        whole, past = self.whole, each
+        if self._is_new(each):
+            # What is new takes the place of something, and is held to the past of that.
+            past = known.get(self._find_forebear(each), each)
+        expected = _expect(past.before, past.after, whole.before, whole.after)
         return each.after.total * _divergence(each.after.value, expected)
+
+    def _find_forebear(self, each: Slice) -> frozenset[tuple[str, str]]:
+        """Return the labels of what a new version is a version of: its prompt, or its name."""
+        labels = dict(each.labels)
+        if labels.pop("prompt_version", None) is None and "response_model" in labels:
+            answered = ("response_model", labels.pop("response_model"))
+            asked = [s for s in self.slices if _dimensions(s.labels) == LINEAGE]
+            named = [s for s in asked if s.labels[1] == answered]
+            if named:
+                labels["request_model"] = max(named, key=lambda s: s.after.total).labels[0][1]
+        return frozenset(labels.items())
 
     def _surprise(self, each: Slice) -> float:
         whole = self.whole

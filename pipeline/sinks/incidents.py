@@ -14,6 +14,7 @@ from pipeline.core.answers import ANSWER_WIDTH
 from pipeline.core.style import STYLE_FEATURES
 from pipeline.incidents.explain import (
     CANDIDATES,
+    LINEAGE,
     MIX_DIMENSIONS,
     ErrorType,
     Investigation,
@@ -71,7 +72,7 @@ MOVED_ERRORS = 3.0
 MOVED_FEATURES = 3
 #: Added to every spread: what never varied moves for certain, but a trifle is no news.
 LEAST_SPREAD = 0.02
-_SLICED = ((), *sorted({*CANDIDATES, *((d,) for d in MIX_DIMENSIONS)}))
+_SLICED = ((), *sorted({*CANDIDATES, LINEAGE, *((d,) for d in MIX_DIMENSIONS)}))
 _COLUMNS = sorted({d for dimensions in _SLICED for d in dimensions})
 
 

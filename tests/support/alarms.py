@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pipeline.incidents.explain import CANDIDATES, MIX_DIMENSIONS, Investigation, Slice
+from pipeline.incidents.explain import CANDIDATES, LINEAGE, MIX_DIMENSIONS, Investigation, Slice
 from schemas.alarm import Alarm, Direction, Rate, Transition
 from schemas.signal import Family, Signal
 
@@ -51,7 +51,7 @@ class Traffic(NamedTuple):
 def look_at(alarm: Alarm, world: list[Traffic]) -> Investigation:
     """What ClickHouse would answer, counted here in the plainest way."""
     inside = [t for t in world if alarm.monitor.items() <= t.labels.items()]
-    names = sorted({(), *CANDIDATES, *((d,) for d in MIX_DIMENSIONS)})
+    names = sorted({(), *CANDIDATES, LINEAGE, *((d,) for d in MIX_DIMENSIONS)})
     slices = []
     for dimensions in names:
         values = {tuple((d, t.labels.get(d, "")) for d in dimensions) for t in world}
