@@ -465,7 +465,7 @@ def _watch(incident: Incident, monitor: Labels, shift: Floats, change_ms: int) -
         baseline=baseline,
         current=Rate(int(k[first]), int(n[first])),
         change_time_ms=min(change_ms, int(incident.time_ms[at[first]])),
-        slow_above=seen.slow_above,
+        edge=seen.slow_above,
         shift=tuple(shift.tolist()) if incident.signal is Signal.FINGERPRINT else (),
     )
 
@@ -487,12 +487,10 @@ def count_slices(incident: Incident, alarm: Alarm, now_ms: int) -> Investigation
     kept = seen.over & (incident.time_ms >= alarm.change_time_ms - BEFORE_S * 1_000)
     kept &= incident.time_ms <= now_ms
     hit, as_alarmed = seen.hit, None
-    if alarm.slow_above is not None:
+    if alarm.edge is not None:
         value = _measure(incident)
-        (as_alarmed,) = _count_dimensions(
-            incident, (), kept, past, value > alarm.slow_above, inside
-        )
-        hit = value > _own_edges(incident, value, kept & past, alarm.slow_above)
+        (as_alarmed,) = _count_dimensions(incident, (), kept, past, value > alarm.edge, inside)
+        hit = value > _own_edges(incident, value, kept & past, alarm.edge)
     slices = []
     for dimensions in ((), *sorted({*CANDIDATES, LINEAGE, *((d,) for d in MIX_DIMENSIONS)})):
         slices += _count_dimensions(incident, dimensions, kept, past, hit, inside)
