@@ -313,9 +313,44 @@ class WebhookSettings(Section):
     allow_private: bool = False
 
 
+class SlackSettings(Section):
+    """An incoming webhook of Slack's, or of a chat that takes the same messages."""
+
+    #: Whoever has it may post: it is the secret.
+    url: SecretStr | None = None
+    min_severity: Literal["critical", "error", "warning", "info"] = "warning"
+    #: Without this, an address inside this machine or its network is refused, also by name.
+    allow_private: bool = False
+
+
+class AlertmanagerSettings(Section):
+    """An Alertmanager, by version 2 of its API."""
+
+    #: Up to and without ``/api/v2``.
+    url: AnyHttpUrl | None = None
+    token: SecretStr | None = None
+    min_severity: Literal["critical", "error", "warning", "info"] = "info"
+    #: What is open is said again so often, and taken for over after four times as long.
+    repeat_s: Annotated[float, Field(ge=5, le=3_600)] = 60.0
+
+
+class GrafanaSettings(Section):
+    """Annotations in Grafana: a region for each incident."""
+
+    url: AnyHttpUrl | None = None
+    #: Of a service account that may write annotations.
+    token: SecretStr | None = None
+    min_severity: Literal["critical", "error", "warning", "info"] = "info"
+    #: Without this, the token only travels in the clear to this machine.
+    allow_plaintext: bool = False
+
+
 class NotifySettings(Section):
     pagerduty: PagerDutySettings = PagerDutySettings()
     webhook: WebhookSettings = WebhookSettings()
+    slack: SlackSettings = SlackSettings()
+    alertmanager: AlertmanagerSettings = AlertmanagerSettings()
+    grafana: GrafanaSettings = GrafanaSettings()
     timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     retry_initial_s: Annotated[float, Field(gt=0)] = 1.0
     retry_max_s: Annotated[float, Field(gt=0)] = 60.0

@@ -262,6 +262,7 @@ class Pager:
     name = "pagerduty"
     min_severity = Severity.WARNING
     every_update = False
+    repeat_s = None
     acknowledges = True
 
     def __init__(self) -> None:

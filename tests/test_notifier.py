@@ -83,6 +83,7 @@ class Receiver:
     min_severity: Severity = Severity.INFO
     every_update: bool = True
     acknowledges: bool = False
+    repeat_s: float | None = None
     script: list[str] = field(default_factory=list)
     taken: list[Notification] = field(default_factory=list)
     attempts: list[Notification] = field(default_factory=list)

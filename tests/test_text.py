@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sinks.text import html, markdown, plain
+from pipeline.sinks.text import html, markdown, mrkdwn, plain
 
 _PIECES = (
     *("\n", "\r\n", "\x00", "\x85", "\u2028", "\u2029", "\x1b[31m", "\x9b2J"),
@@ -55,6 +55,29 @@ def test_markdown_and_html_show_what_they_would_otherwise_obey() -> None:
     assert "\\[click\\]\\(javascript\\:x\\)" in markdown(hostile, 100)
     assert html(hostile, 100).startswith("[click](javascript:x) &lt;img src=x&gt;")
     assert html("\"'&", 100) == "&quot;&#x27;&amp;"
+
+
+@pytest.mark.parametrize(
+    ("hostile", "neutral"),
+    [
+        ("<!channel> <@U1> <http://e|x>", "&lt;!channel&gt; &lt;＠U1&gt; &lt;http［:］//e｜x&gt;"),
+        ("@here @all", "＠here ＠all"),
+        ("*b* ~s~ `c`", "∗b∗ ∼s∼ ˋcˋ"),
+        ("_i_ but prompt_name=a_b", "＿i＿ but prompt_name=a_b"),
+        ("[a](b) # | \\", "［a］(b) ＃ ｜ ＼"),
+        (":skull: at 08:52:20", "∶skull: at 08:52:20"),
+        ("&amp;", "&amp;amp;"),
+    ],
+)
+def test_a_chat_makes_nothing_of_it(hostile: str, neutral: str) -> None:
+    assert mrkdwn(hostile, 100) == neutral
+
+
+@given(HOSTILE)
+def test_no_text_is_more_than_text_to_a_chat(hostile: str) -> None:
+    shown = mrkdwn(hostile, 100)
+    assert not set(shown) & set("<>*~`@#[]|\\\n")
+    assert len(unescape(shown)) <= 100
 
 
 def test_marks_cannot_pile_up_over_other_lines() -> None:

@@ -35,6 +35,11 @@ class Destination(Protocol):
         """Whether it can be told that somebody works on an incident."""
         ...
 
+    @property
+    def repeat_s(self) -> float | None:
+        """How often it has to hear again of what stands open, lest it take it for over."""
+        ...
+
     async def send(self, notification: Notification) -> None:
         """Deliver one notification.
 

@@ -359,6 +359,18 @@ class IncidentStore:
         )
         return [decode_notification(row[0]) for row in rows]
 
+    def load_standing(self, destination: str, limit: int) -> list[Notification]:
+        """Return the last one sent of each incident, unless that was its resolve; latest first."""
+        rows = self._store.rows(
+            "SELECT notification FROM ("
+            "SELECT notification, action, sent_at FROM notifications FINAL"
+            " WHERE destination = {destination:String} AND sent_at IS NOT NULL"
+            " ORDER BY incident_id, sequence DESC LIMIT 1 BY incident_id"
+            ") WHERE action != 'resolve' ORDER BY sent_at DESC LIMIT {limit:UInt32}",
+            {"destination": destination, "limit": limit},
+        )
+        return [decode_notification(row[0]) for row in rows]
+
     def load_notifications(self, incident_id: str) -> list[Notification]:
         """Return all notifications about one incident, whatever their state."""
         rows = self._store.rows(

@@ -22,8 +22,10 @@ from msgspec import Struct, structs
 from pipeline.config import NotifySettings
 from pipeline.errors import ConfigError, DeliveryDeferred, PermanentError, RetryableError
 from pipeline.sinks import text
+from pipeline.sinks.alertmanager import Alertmanager
 from pipeline.sinks.destination import Destination
 from pipeline.sinks.pagerduty import PagerDuty
+from pipeline.sinks.slack import Slack
 from pipeline.sinks.webhook import Webhook
 from schemas.incident import Action, Incident, Notification, Severity, Status
 
@@ -56,6 +58,15 @@ def build_destinations(settings: NotifySettings) -> list[Destination]:
         destinations.append(PagerDuty(settings.pagerduty, settings.timeout_s, settings.link))
     if settings.webhook.url:
         destinations.append(Webhook(settings.webhook, settings.timeout_s))
+    if settings.slack.url:
+        destinations.append(Slack(settings.slack, settings.timeout_s, settings.link))
+    if settings.alertmanager.url:
+        destinations.append(Alertmanager(settings.alertmanager, settings.timeout_s, settings.link))
+    if settings.grafana.url or settings.grafana.token:
+        # Its library brings half of `requests` along: only where it is asked for.
+        from pipeline.sinks.grafana import GrafanaAnnotations
+
+        destinations.append(GrafanaAnnotations(settings.grafana, settings.timeout_s, settings.link))
     return destinations
 
 
@@ -150,6 +161,13 @@ class Outbox(Protocol):
         """Return all of one incident, finished or not, in any order, with what was just put."""
         ...
 
+    async def standing(self, destination: str, limit: int) -> list[Notification]:
+        """Return the last that was sent of each incident there, unless that was its resolve.
+
+        At most `limit`, the latest.
+        """
+        ...
+
 
 class MemoryOutbox:
     """An outbox that ends with the process: for the local mode and for tests.
@@ -179,6 +197,12 @@ class MemoryOutbox:
     async def history(self, incident_id: str) -> list[Notification]:
         stored = itertools.chain(self._pending.values(), self._finished.values())
         return [n for n in stored if n.incident_id == incident_id]
+
+    async def standing(self, destination: str, limit: int) -> list[Notification]:
+        sent = [n for n in self._finished.values() if n.destination == destination and n.sent_ms]
+        last = {n.incident_id: n for n in sorted(sent, key=lambda n: n.sequence)}
+        latest = sorted(last.values(), key=lambda n: n.sent_ms or 0, reverse=True)
+        return [n for n in latest if n.action is not Action.RESOLVE][:limit]
 
 
 # --- What waits in memory ------------------------------------------------------------------------
@@ -301,7 +325,8 @@ class Courier:
     its own task sends, and it goes on to the next of an incident when the fate
     of the last is stored. While `stale`, the outbox holds notifications that
     the backlog does not; nothing is added to the backlog then, so that it always
-    holds the first of each incident, until all is read again.
+    holds the first of each incident, until all is read again. Where the destination wants it
+    (`repeat_s`), what stands open there is said again; a repeat that fails waits for the next.
     """
 
     def __init__(
@@ -331,6 +356,9 @@ class Courier:
         self._reading_failures = 0
         #: Set by Retry-After, which speaks for the destination and not for one message.
         self._hold = Timer()
+        #: What stands open there, where it has to be repeated; None until it has been read.
+        self._standing: dict[str, Notification] | None = None
+        self._repeating = Timer()
 
     @property
     def counts(self) -> DeliveryCounts:
@@ -356,6 +384,9 @@ class Courier:
             due = self._find_work()
             if due is None:
                 self.idle.set()
+            if (wait_s := self._find_repeat()) is not None and (due is None or wait_s <= due[0]):
+                due = wait_s, self._repeat
+            if due is None:
                 await self._wake.wait()
             elif due[0] > 0:
                 await self._rest(due[0])
@@ -372,6 +403,47 @@ class Courier:
             wait_s = max(lane.timer.left_s(now_s), self._hold.left_s(now_s))
             work.append((wait_s, functools.partial(self._try, lane)))
         return min(work, key=lambda each: each[0], default=None)
+
+    def _find_repeat(self) -> float | None:
+        """Return in how many seconds what stands is to be repeated; None where nothing is."""
+        if self.destination.repeat_s is None or self._standing == {}:
+            return None
+        now_s = self._clock()
+        return max(self._repeating.left_s(now_s), self._hold.left_s(now_s))
+
+    async def _repeat(self) -> None:
+        """Say again what stands open; what fails in passing ends the round, not the next."""
+        self._repeating.set(self._clock(), self.destination.repeat_s or 0.0)
+        try:
+            if self._standing is None:
+                read = await self._outbox.standing(self.destination.name, self._capacity)
+                self._standing = {n.incident_id: n for n in reversed(read)}
+            for notification in list(self._standing.values()):
+                await self._say_again(notification)
+        except Exception as error:
+            # Whatever comes out of a destination: alerts outlive several repeats.
+            self._count(retried=self._counts.retried + 1)
+            if isinstance(error, DeliveryDeferred) and error.retry_after_s is not None:
+                self._hold.set(self._clock(), error.retry_after_s)
+            log.warning("%s: a repeat failed: %s", self.destination.name, type(error).__name__)
+
+    async def _say_again(self, notification: Notification) -> None:
+        try:
+            await self.destination.send(notification)
+        except PermanentError:
+            log.warning("%s: refused to hear it again", self.destination.name)
+            if self._standing is not None:
+                self._standing.pop(notification.incident_id, None)
+
+    def _note_standing(self, sent: Notification) -> None:
+        """Remember what has to be repeated: at most `capacity`, the latest."""
+        if self.destination.repeat_s is None or self._standing is None:
+            return
+        self._standing.pop(sent.incident_id, None)
+        if sent.action is not Action.RESOLVE:
+            self._standing[sent.incident_id] = sent
+        while len(self._standing) > self._capacity:
+            del self._standing[next(iter(self._standing))]
 
     async def _rest(self, delay_s: float) -> None:
         """Sleep, but not through something new: it need not wait for what failed before it."""
@@ -410,6 +482,7 @@ class Courier:
             self._count(refused=self._counts.refused + 1)
             return structs.replace(notification, failure=said)
         self._count(sent=self._counts.sent + 1)
+        self._note_standing(notification)
         return structs.replace(notification, sent_ms=int(self._clock() * 1_000))
 
     def _defer(self, lane: Lane, error: Exception) -> None:

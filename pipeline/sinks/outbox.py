@@ -32,5 +32,8 @@ class ClickHouseOutbox:
     async def history(self, incident_id: str) -> list[Notification]:
         return await self._run(lambda: self._incidents.load_notifications(incident_id))
 
+    async def standing(self, destination: str, limit: int) -> list[Notification]:
+        return await self._run(lambda: self._incidents.load_standing(destination, limit))
+
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)

@@ -66,6 +66,7 @@ class PagerDuty:
     name = "pagerduty"
     every_update = False
     acknowledges = True
+    repeat_s = None
 
     def __init__(
         self,

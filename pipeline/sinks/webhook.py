@@ -138,10 +138,12 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         self,
         *,
         allow_private: bool = False,
+        section: str = "notify.webhook",
         resolve: Resolve = resolve_host,
         inner: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._allow_private = allow_private
+        self._section = section
         self._resolve = resolve
         self._inner = inner or httpx.AsyncHTTPTransport()
 
@@ -158,7 +160,7 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         if not self._allow_private and not all(map(is_public, addresses)):
             raise DeliveryRefused(
                 "its address is private or reserved; "
-                "set notify.webhook.allow_private if that is meant"
+                f"set {self._section}.allow_private if that is meant"
             )
         failure: httpx.TransportError = httpx.ConnectError("the name has no address")
         for address in addresses:
@@ -201,6 +203,25 @@ class Answer(Struct, frozen=True):
     def deferred(self) -> DeliveryDeferred:
         """Return the error that says: later, and not before `retry_after_s`."""
         return DeliveryDeferred(f"answered {self.status}", self.retry_after_s)
+
+    def check(self) -> None:
+        """Return after a success.
+
+        Raises:
+            DeliveryDeferred: another try may help: 408, 425, 429 and 5xx.
+            DeliveryRefused: it never will; redirects too.
+        """
+        if self.is_success:
+            return
+        if asks_again(self.status):
+            raise self.deferred()
+        said = text.plain(self.excerpt, _MESSAGE_CHARS)
+        raise DeliveryRefused(f"answered {self.status}: {said}")
+
+
+def asks_again(status: int) -> bool:
+    """Say whether an HTTP status asks for another try."""
+    return status >= 500 or status in _TRY_AGAIN
 
 
 async def post(
@@ -293,6 +314,7 @@ class Webhook:
     name = "webhook"
     every_update = True
     acknowledges = False
+    repeat_s = None
 
     def __init__(
         self,
@@ -314,7 +336,7 @@ class Webhook:
         ):
             raise ConfigError("notify.webhook: url and secret belong together; one is missing")
         if not settings.allow_private:
-            _check_literal(settings.url.host or "")
+            check_literal(settings.url.host or "", "notify.webhook")
         self.min_severity = Severity(settings.min_severity)
         self._url = str(settings.url)
         self._secret = settings.secret
@@ -331,12 +353,7 @@ class Webhook:
             DELIVERY_HEADER: delivery_id(notification),
         }
         answer = await post(self._transport, self._url, body, headers, self._timeout_s, self._clock)
-        if answer.is_success:
-            return
-        if answer.status >= 500 or answer.status in _TRY_AGAIN:
-            raise answer.deferred()
-        said = text.plain(answer.excerpt, _MESSAGE_CHARS)
-        raise DeliveryRefused(f"answered {answer.status}: {said}")
+        answer.check()
 
     async def close(self) -> None:
         """Release connections."""
@@ -368,13 +385,14 @@ def _neutralise(incident: Incident) -> Incident:
     )
 
 
-def _check_literal(host: str) -> None:
+def check_literal(host: str, section: str) -> None:
+    """Raise ConfigError where `host` is written as an address that is not public."""
     try:
         public = is_public(host.strip("[]"))
     except ValueError:
         return  # a name: checked when it has been resolved
     if not public:
         raise ConfigError(
-            "notify.webhook.url: its address is private or reserved; "
-            "set notify.webhook.allow_private if that is meant"
+            f"{section}.url: its address is private or reserved; "
+            f"set {section}.allow_private if that is meant"
         )
