@@ -32,7 +32,7 @@ from pipeline.sinks.times import to_datetime, to_rfc3339
 from schemas.alarm import State, Transition, decode_alarm, encode_alarm
 from schemas.clickhouse import read_migrations
 from schemas.codec import CodecLimits
-from schemas.incident import Action, Severity, Status
+from schemas.incident import Action, Notification, Severity, Status
 from schemas.monitor import DEFAULT_GROUPINGS, DIMENSIONS, OTHER, Dimension, Monitor
 from schemas.rejection import Reason
 from schemas.signal import Family, Signal, Source
@@ -873,6 +873,23 @@ def test_a_refused_notification_is_not_pending(migrated: Store) -> None:
     incidents.save_notifications([])
     assert incidents.load_pending() == []
     assert incidents.load_notifications("inc-1") == [refused]
+
+
+def test_what_stands_open_somewhere_is_what_was_last_sent_there(migrated: Store) -> None:
+    incidents = IncidentStore(migrated)
+
+    def sent(name: str, version: int, action: Action, destination: str) -> Notification:
+        made = make_notification(action, make_incident(name, version), destination)
+        return structs.replace(made, sent_ms=NOW_MS + version)
+
+    risen = sent("a", 2, Action.UPDATE, "alertmanager")
+    over = sent("b", 2, Action.RESOLVE, "alertmanager")
+    pending = make_notification(Action.TRIGGER, make_incident("c", 1), "alertmanager")
+    elsewhere = sent("d", 1, Action.TRIGGER, "webhook")
+    opened = [sent(name, 1, Action.TRIGGER, "alertmanager") for name in "ab"]
+    incidents.save_notifications([*opened, risen, over, pending, elsewhere])
+    assert incidents.load_standing("alertmanager", 10) == [risen]
+    assert incidents.load_standing("webhook", 10) == [elsewhere]
 
 
 async def test_the_outbox_keeps_order(migrated: Store) -> None:
