@@ -56,6 +56,9 @@ MONITORS = 1_000
 #: Steps of CUSUM's grid for one event that does not count.
 GRID = 2
 HEAD_START = 1_000.0
+#: Events an hour of monitors whose rate follows the day.
+VOLUMES = (12, 120, 1_200, 6_000)
+RHYTHM_WEEKS = 4
 FAMILIES = 12
 
 Floats = npt.NDArray[np.float64]
@@ -70,10 +73,11 @@ class Effort:
     horizon: int = 20_000
     fleet_streams: int = 4_000
     null_weeks: int = 30
+    rhythm_monitors: int = 1_000
     references: tuple[int, ...] = (REFERENCE_EVENTS, 10 * REFERENCE_EVENTS)
 
 
-QUICK = Effort(1_000, 6_000, 400, 4, (REFERENCE_EVENTS,))
+QUICK = Effort(1_000, 6_000, 400, 4, 100, (REFERENCE_EVENTS,))
 
 
 @dataclass(frozen=True)
@@ -365,13 +369,54 @@ class Nulls:
     diurnal: float
     #: The refusal rate itself swings by a fifth with the hour of the week.
     swinging: float
+    #: It doubles from night to day, and the reference is learned meanwhile; by events an hour.
+    rhythm: dict[int, float]
+    #: The same without strata, and without the allowance of the first day.
+    rhythm_without: dict[int, float]
 
 
 def measure_nulls(effort: Effort) -> Nulls:
     def share(traffic: float, swing: float) -> float:
         return float((null_alarms(effort, traffic, swing) <= 1).mean())
 
-    return Nulls(share(0.0, 0.0), share(0.9, 0.0), share(0.9, 0.2))
+    def rhythm(told: bool) -> dict[int, float]:
+        return {
+            volume: float((rhythm_alarms(effort, volume, told) <= RHYTHM_WEEKS / 4).mean())
+            for volume in VOLUMES
+        }
+
+    return Nulls(share(0.0, 0.0), share(0.9, 0.0), share(0.9, 0.2), rhythm(True), rhythm(False))
+
+
+def rhythm_alarms(effort: Effort, volume: int, told: bool) -> Floats:
+    """Alarms of each monitor in four weeks, shape (monitors,); batches of a quarter of an hour.
+
+    Day and night lie anywhere in the day. From the first event on the monitors learn as
+    they do in the bank. `told` is whether references know the time.
+    """
+    rng, rows = np.random.default_rng(6), np.arange(effort.rhythm_monitors)
+    reference = RateReference(ReferenceConfig(), len(rows))
+    detector, weight = RateDetector(RateDetectorConfig(), len(rows)), np.full(len(rows), 1 / 672)
+    phase, alarms = rng.uniform(0, 24, len(rows)), np.zeros(len(rows))
+    for quarter in range(1, RHYTHM_WEEKS * 672):
+        hour = 2 * np.pi * (quarter / 4 + phase) / 24
+        total = rng.poisson(volume / 4 * (1 + 0.6 * np.sin(hour)))
+        count = rng.binomial(total, BEFORE * (1 + np.sin(hour - np.pi / 4) / 3))
+        time_ms = np.full(len(rows), quarter * 900_000)
+        times = {"time_ms": time_ms} if told else {}
+        at = np.flatnonzero(reference.ready(rows) & (total > 0))
+        low, high = reference.bounds(at, **{name: each[at] for name, each in times.items()})
+        batch = (count[at], total[at], low, high, weight[at], time_ms[at])
+        evidence = np.full(len(rows), -np.inf)
+        evidence[at] = detector.update(at, *batch)
+        alarmed = evidence >= math.log(4.0)
+        alarms += alarmed
+        detector.reset(np.flatnonzero(alarmed))
+        grows = np.flatnonzero(reference.grows(rows) & (total > 0))
+        quiet = evidence[grows] < 0.0
+        learned = {name: each[grows] for name, each in times.items()}
+        reference.learn(grows, count[grows], total[grows], quiet, **learned)
+    return alarms
 
 
 def null_alarms(effort: Effort, traffic: float, swing: float) -> Floats:
@@ -446,7 +491,7 @@ def measure(effort: Effort) -> dict[str, Any]:
     known = measure_delays(effort)
     fleets = [measure_fleet(effort, events, MISS) for events in effort.references]
     nulls, speed = measure_nulls(effort), measure_speed()
-    within = min(*fleets[0].within, nulls.steady, nulls.diurnal)
+    within = min(*fleets[0].within, nulls.steady, nulls.diurnal, *nulls.rhythm.values())
     return {
         "rate_vs_cusum_known_p0": max(d.matched for d in known),
         "rate_vs_cusum_reference_2000": max(d.matched for d in fleets[0].delays),
@@ -476,8 +521,13 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"  {name:30}" + "".join(f"{d[k]:9.2f}" for k in ("matched", "nominal", "floor"))
         for key in ("realised", "within"):
             yield f"  {key:30}" + "".join(f"{x:9.3f}" for x in fleet[key])
-    nulls = ", ".join(f"{name} {share:.1%}" for name, share in found["nulls"].items())
-    yield f"\nNull monitors within their promise: {nulls}"
+    nulls = {n: share for n, share in found["nulls"].items() if not n.startswith("rhythm")}
+    yield "\nNull monitors within their promise: " + ", ".join(
+        f"{name} {share:.1%}" for name, share in nulls.items()
+    )
+    for name, what in (("rhythm", "by the time of day"), ("rhythm_without", "without it")):
+        shares = ", ".join(f"{share:.1%} at {v}/h" for v, share in found["nulls"][name].items())
+        yield f"  learning a rate that doubles from night to day, {what}: {shares}"
     s = found["speed"]
     yield (
         f"\n{s['rows']:,} rows × {s['alternatives']} alternatives:"

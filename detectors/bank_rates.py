@@ -119,7 +119,7 @@ class RateFamilies(FamilyGroup[Tally]):
     def _update(
         self, streams: Ints, signal: Ints, count: Ints, total: Ints, weight: Floats, time: Ints
     ) -> None:
-        low, high = self._reference.bounds(streams)
+        low, high = self._reference.bounds(streams, time)
         # Below a bound of 0 no rate can fall.
         low = np.where(_RISING[signal], 0.0, low)
         self._log_e[streams] = self._detector.update(streams, count, total, low, high, weight, time)
@@ -241,7 +241,7 @@ class RateFamilies(FamilyGroup[Tally]):
         return learns
 
     def _grows(self, streams: Ints) -> Bools:
-        return self._reference.counts(streams)[1] < self._reference.config.full
+        return self._reference.grows(streams.ravel()).reshape(streams.shape)
 
     def learn(self, batch: Batch, tally: Tally, quiet: Bools) -> None:
         streams = _streams(batch.rows)
@@ -252,6 +252,7 @@ class RateFamilies(FamilyGroup[Tally]):
                 tally.counts.ravel()[has],
                 tally.totals.ravel()[has],
                 quiet[:, _FAMILY].ravel()[has],
+                np.repeat(batch.first_time_ms, len(SIGNALS))[has],
             )
 
     def read(self, rows: Ints) -> Readings:

@@ -68,6 +68,7 @@ def build_bank_config(config: Config, signals_partitions: int) -> BankConfig:
             learn=detection.learn_events,
             full=detection.reference_events,
             miss=detection.reference_miss,
+            swing=detection.reference_swing,
         ),
         materiality={
             family: Material(m.ratio, m.difference) for family, m in detection.materiality.items()

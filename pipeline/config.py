@@ -271,6 +271,8 @@ class DetectionSettings(Section):
     reference_events: Annotated[int, Field(ge=100)] = 20_000
     #: Probability that a reference's bound is on the wrong side of the true rate.
     reference_miss: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
+    #: On a monitor's first day its rates may differ so much (as odds) with the time of day.
+    reference_swing: Annotated[float, Field(ge=1, le=10)] = 1.5
     monitors: Annotated[int, Field(ge=1)] = 50_000
     #: An alarmed monitor without traffic for this long is cleared.
     no_traffic_s: Annotated[float, Field(gt=0)] = 900.0
