@@ -105,6 +105,7 @@ class Stack:
             "KIZASHI_KAFKA__SESSION_TIMEOUT_S": "6",
             "KIZASHI_KAFKA__TOPICS__SIGNALS_PARTITIONS": str(kafka.topics.signals_partitions),
             "KIZASHI_CLICKHOUSE__MODE": "http",
+            "KIZASHI_WEB__PORT": "0",
             "KIZASHI_CLICKHOUSE__HOST": clickhouse.host,
             "KIZASHI_CLICKHOUSE__PORT": str(clickhouse.port),
             "KIZASHI_CLICKHOUSE__DATABASE": clickhouse.database,
