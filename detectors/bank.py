@@ -324,10 +324,16 @@ class Bank:
             of_family = evidence[at, family]
             for i, lead in group.find_leads(rows[at], place, log_threshold):
                 row = int(rows[at[i]])
+                if not self._has_lasted(row, family, lead):
+                    continue
                 alarm = self._make_alarm(packet, row, family, lead, float(of_family[i]))
                 self._open[row, family] = _Open(alarm, group.start_recovery(row, lead))
                 alarms.append(alarm)
         return alarms
+
+    def _has_lasted(self, row: int, family: int, lead: Lead) -> bool:
+        lasting_ms = self.config.materiality[self.families[family]].lasting_ms
+        return int(self._last_ms[row]) - lead.change_time_ms >= lasting_ms
 
     def _make_alarm(
         self, packet: SignalPacket, row: int, family: int, lead: Lead, log_evidence: float

@@ -39,10 +39,11 @@ _RISING: Bools = np.array([s in RISING for s in SIGNALS])
 
 @dataclass(frozen=True)
 class Material:
-    """The smallest change worth a page: by a factor, and in absolute terms."""
+    """The smallest change worth a page: by a factor, in absolute terms, and in time."""
 
     ratio: float = 1.5
     difference: float = 0.01
+    lasting_ms: int = 0
 
 
 class Tally(NamedTuple):

@@ -71,7 +71,8 @@ def build_bank_config(config: Config, signals_partitions: int) -> BankConfig:
             swing=detection.reference_swing,
         ),
         materiality={
-            family: Material(m.ratio, m.difference) for family, m in detection.materiality.items()
+            family: Material(m.ratio, m.difference, round(1_000 * m.lasting_s))
+            for family, m in detection.materiality.items()
         },
         recovery_ratio=detection.recovery_ratio,
         no_traffic_ms=round(detection.no_traffic_s * 1000),

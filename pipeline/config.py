@@ -197,6 +197,8 @@ class Materiality(Section):
     ratio: Annotated[float, Field(gt=1)] = 1.5
     #: … and by this much in absolute terms.
     difference: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    #: So long has it to stand on average before it is told.
+    lasting_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
 
 
 class ExtraSettings(Section):
@@ -252,7 +254,8 @@ MATERIALITY: dict[Family, Materiality] = {
     Family.GUARDRAIL: Materiality(ratio=2.0),
     Family.REPETITION: Materiality(ratio=2.0),
     Family.RELEVANCE: Materiality(ratio=2.0, difference=0.1),
-    Family.TOPIC: Materiality(ratio=2.0, difference=0.1),
+    # Questions come in bursts; what is over in minutes is no change of traffic.
+    Family.TOPIC: Materiality(ratio=2.0, difference=0.1, lasting_s=900),
     # Some prompts ask for a translation; the reference knows how many.
     Family.LANGUAGE: Materiality(ratio=2.0, difference=0.02),
     # A tenth of the requests more, or fewer, that the cache answers.

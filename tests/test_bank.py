@@ -199,6 +199,17 @@ def test_a_fall_must_be_material_as_a_fall() -> None:
     assert stream.run(100, refusals=0.0) == []
 
 
+def test_a_change_that_has_to_last_is_told_when_it_has() -> None:
+    lasting_ms = 30 * STEP_MS
+    material = {f: Material(difference=0.2, lasting_ms=lasting_ms) for f in Family}
+    stream = Stream(replace(CONFIG, materiality=material))
+    assert stream.run(60, refusals=0.02) == []
+    assert stream.run(5, refusals=0.5) == []
+    assert stream.run(300, refusals=0.02) == []
+    (alarm,) = stream.run(40, refusals=0.5)
+    assert lasting_ms <= alarm.time_ms - alarm.change_time_ms <= lasting_ms + 3 * STEP_MS
+
+
 def test_a_monitor_that_starts_inside_an_incident_reports_its_end() -> None:
     """It knows no better: what it saw first is its baseline, and the return to normal a fall."""
     stream = Stream()

@@ -77,6 +77,8 @@ def suggest(alarm: Alarm, cause: Cause, root_cause: RootCause | None = None) -> 
     """The first thing to try, by what the cause is a value of and where it likely lies."""
     if alarm.direction is Direction.FALL:
         return _suggest_for_fall(alarm)
+    if alarm.family is Family.TOPIC:
+        return "Callers ask something else; if that was not meant, look at who sends it."
     if alarm.family is Family.ERROR and root_cause in _ERROR_MITIGATIONS:
         return _ERROR_MITIGATIONS[root_cause]
     labels = cause.labels
