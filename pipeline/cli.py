@@ -18,6 +18,7 @@ import click
 from msgspec import structs
 
 from pipeline.cli_incident import incident
+from pipeline.cli_silence import silence
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, KizashiError
 
@@ -67,6 +68,7 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
 
 
 cli.add_command(incident)
+cli.add_command(silence)
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:

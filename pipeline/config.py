@@ -7,15 +7,18 @@ impossible value stops the start with a ConfigError that names it. Secrets are
 
 from __future__ import annotations
 
+import datetime as dt
 import ipaddress
 import os
 import tomllib
+import zoneinfo
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AnyHttpUrl,
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,7 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.errors import ConfigError
-from schemas.monitor import DEFAULT_GROUPINGS, Grouping, grouping_name, parse_grouping
+from schemas.monitor import DEFAULT_GROUPINGS, Dimension, Grouping, grouping_name, parse_grouping
 from schemas.signal import Family, Signal
 
 ENV_PREFIX = "KIZASHI_"
@@ -350,12 +353,80 @@ class GrafanaSettings(Section):
     allow_plaintext: bool = False
 
 
+DestinationName = Literal["pagerduty", "webhook", "slack", "alertmanager", "grafana"]
+#: From the least on.
+SEVERITIES = ("info", "warning", "error", "critical")
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class MatchSettings(Section):
+    """What an incident has to be; what is left out does not matter."""
+
+    family: tuple[Family, ...] = ()
+    #: ``>=warning``, ``<=warning``, or just ``warning``.
+    severity: Annotated[str, Field(pattern=r"^(>=|<=)?(info|warning|error|critical)$")] = ">=info"
+    #: Of the cause, or of an alarm.
+    tenant: tuple[str, ...] = ()
+
+    @property
+    def severities(self) -> tuple[str, ...]:
+        """Those that are meant."""
+        at = SEVERITIES.index(self.severity.lstrip("<>="))
+        if self.severity.startswith(">="):
+            return SEVERITIES[at:]
+        return SEVERITIES[: at + 1] if self.severity.startswith("<=") else SEVERITIES[at : at + 1]
+
+
+class RouteSettings(Section):
+    """Who hears of which incidents: the first route that fits decides."""
+
+    match: MatchSettings = MatchSettings()
+    to: tuple[DestinationName, ...]
+
+
+class WindowSettings(Section):
+    """A time in which nobody is told: once (`start`, `end`), or every week (`at`, `hours`)."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    why: str = ""
+    #: Dimension → value; without any, all traffic.
+    labels: dict[Dimension, str] = {}
+    families: tuple[Family, ...] = ()
+    start: AwareDatetime | None = None
+    end: AwareDatetime | None = None
+    #: Without any, every day.
+    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = ()
+    at: dt.time | None = None
+    hours: Annotated[float, Field(gt=0, le=168)] | None = None
+    timezone: str = "UTC"
+
+    @model_validator(mode="after")
+    def _check_times(self) -> WindowSettings:
+        once = self.start is not None and self.end is not None
+        weekly = self.at is not None and self.hours is not None
+        if once == weekly or (once and (self.at or self.hours)):
+            raise ValueError("a window needs either start and end, or at and hours")
+        if weekly and (self.start or self.end):
+            raise ValueError("a window needs either start and end, or at and hours")
+        if self.start is not None and self.end is not None and self.start >= self.end:
+            raise ValueError("it ends before it starts")
+        try:
+            zoneinfo.ZoneInfo(self.timezone)
+        except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+            raise ValueError("timezone: not one that this machine knows") from None
+        return self
+
+
 class NotifySettings(Section):
     pagerduty: PagerDutySettings = PagerDutySettings()
     webhook: WebhookSettings = WebhookSettings()
     slack: SlackSettings = SlackSettings()
     alertmanager: AlertmanagerSettings = AlertmanagerSettings()
     grafana: GrafanaSettings = GrafanaSettings()
+    #: Each a ``[[notify.routes]]``; an incident that none fits is told to all that are configured.
+    routes: Annotated[tuple[RouteSettings, ...], Field(max_length=200)] = ()
+    #: Each a ``[[notify.windows]]``.
+    windows: Annotated[tuple[WindowSettings, ...], Field(max_length=200)] = ()
     timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     retry_initial_s: Annotated[float, Field(gt=0)] = 1.0
     retry_max_s: Annotated[float, Field(gt=0)] = 60.0

@@ -19,7 +19,7 @@ from pipeline.incidents.lifecycle import measure_stages
 from pipeline.sinks.text import plain
 from schemas.alarm import Rate
 from schemas.command import Command, Verb
-from schemas.incident import Attribution, Incident
+from schemas.incident import Attribution, Incident, Silenced
 
 _WIDE = 4_000
 _PROSE_CHARS = 2_000
@@ -50,7 +50,7 @@ def print_list(incidents: Sequence[Incident]) -> None:
             (
                 _clock(i.opened_ms),
                 i.incident_id,
-                i.stage.value,
+                i.stage.value + (" (silenced)" if i.silenced else ""),
                 i.severity.value,
                 _words(i.symptom),
                 _labels(i.cause.labels),
@@ -113,6 +113,8 @@ def _lines(incident: Incident) -> Iterator[str]:
     yield f"cause              {_labels(incident.cause.labels)}"
     if incident.merged_into:
         yield f"part of            {incident.merged_into}"
+    if incident.silenced is not None:
+        yield f"silenced           {describe_silenced(incident.silenced)}"
     yield from _times(incident)
     if incident.explanation:
         yield from ("", "what explains it")
@@ -131,6 +133,13 @@ def _lines(incident: Incident) -> Iterator[str]:
         via = f" via {note.via}" if note.via else ""
         by = plain(note.by, _LABEL_CHARS)
         yield f"  {_clock(note.time_ms)}  {by}{via}: {plain(note.text, _PROSE_CHARS)}"
+
+
+def describe_silenced(silenced: Silenced) -> str:
+    """Say until when nobody is told, and why."""
+    by = f" by {plain(silenced.by, _LABEL_CHARS)}" if silenced.by else ""
+    why = plain(silenced.why, _PROSE_CHARS) or "no reason given"
+    return f"until {_clock(silenced.until_ms)}{by}: {why} ({silenced.silence_id})"
 
 
 def _times(incident: Incident) -> Iterator[str]:

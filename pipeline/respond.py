@@ -19,6 +19,7 @@ from pipeline.sinks.incidents import IncidentStore
 from schemas.alarm import Alarm
 from schemas.command import Command
 from schemas.incident import Action, Incident
+from schemas.silence import Silence
 
 T = TypeVar("T")
 
@@ -42,11 +43,14 @@ class Responder:
         incidents: IncidentStore,
         make_notifier: Callable[[], Notifying],
         executor: Executor,
+        find_silences: Callable[[int], tuple[Silence, ...]] | None = None,
     ) -> None:
+        """`find_silences` blocks, and returns those that hold at a time in milliseconds."""
         self._config = config
         self._incidents = incidents
         self._make_notifier = make_notifier
         self._executor = executor
+        self._find_silences = find_silences
         self._book: IncidentBook | None = None
         self._notifier: Notifying | None = None
         # Alarms and the clock come from different tasks; the book takes one change at a time.
@@ -75,8 +79,12 @@ class Responder:
         if notifier is not None:
             await notifier.close()
 
-    async def respond(self, news: Sequence[Alarm | Command]) -> list[Incident]:
+    async def respond(
+        self, news: Sequence[Alarm | Command], now_ms: int | None = None
+    ) -> list[Incident]:
         """Take in alarms and commands in order; returns the incidents as they changed.
+
+        `now_ms` is what silences go by: they are about when people are told.
 
         Raises:
             RetryableError: ClickHouse is away; call again with the same.
@@ -84,6 +92,8 @@ class Responder:
         changed: list[Incident] = []
         async with self._lock:
             await self._take_over()
+            if now_ms is not None:
+                changed += await self._observe(now_ms)
             for each in news:
                 changed += await self._note(partial(self._handle, each))
         return changed
@@ -93,8 +103,16 @@ class Responder:
         async with self._lock:
             if self._book is None:
                 return []
-            reviewed = await self._note(partial(self._review, now_ms))
-            return reviewed + await self._note(lambda book: book.tick(now_ms))
+            changed = await self._observe(now_ms)
+            changed += await self._note(partial(self._review, now_ms))
+            return changed + await self._note(lambda book: book.tick(now_ms))
+
+    async def _observe(self, now_ms: int) -> list[Incident]:
+        """Silence what lies within a silence, and tell what does no longer."""
+        if self._find_silences is None:
+            return []
+        silences = await self._run(partial(self._find_silences, now_ms))
+        return await self._note(lambda book: book.observe(silences, now_ms))
 
     def _review(self, now_ms: int, book: IncidentBook) -> list[Entry]:
         return book.review(now_ms, self._incidents.investigate, self._incidents.find_examples)

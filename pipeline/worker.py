@@ -33,11 +33,13 @@ from pipeline.ingest import IngestLimits, Ingestor
 from pipeline.pagerduty_webhook import PagerDutyHook
 from pipeline.respond import Responder
 from pipeline.retry import Backoff
+from pipeline.silences import SilenceKeeper
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import build_destinations
 from pipeline.sinks.requests import RequestStore
+from pipeline.sinks.silences import SilenceStore
 from pipeline.topics import examine_topics, topic_epochs
 from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
 from pipeline.watchdog import Watchdog
@@ -161,6 +163,7 @@ class WorkerState:
             incidents,
             lambda: build_notifier(config.notify, incidents, self.executor),
             self.executor,
+            SilenceKeeper(SilenceStore(self.store), config.notify.windows).active,
         )
 
     def _count(self, source: Source, counts: ChunkCounts) -> None:
@@ -194,7 +197,7 @@ class WorkerState:
                 await self.responder.hand_over()
                 return
             await self.responder.take_over()
-            await self.responder.tick(round(time.time() * 1000))
+            await self.responder.tick(_now_ms())
         except RetryableError as error:
             logger.warning("incidents cannot be looked after: %s", error)
 
@@ -206,8 +209,7 @@ class WorkerState:
         try:
             await loop.run_in_executor(self.executor, keeper.refresh)
             if self.offsets.owns(self.kafka.alarms_topic, 0):
-                now_ms = round(time.time() * 1000)
-                await loop.run_in_executor(self.executor, keeper.fit_due, now_ms)
+                await loop.run_in_executor(self.executor, keeper.fit_due, _now_ms())
         except RetryableError as error:
             logger.warning("references cannot be looked after: %s", error)
 
@@ -245,7 +247,7 @@ class WorkerState:
             await self._commit(batch, position)
 
     async def _respond(self, batch: Batch) -> None:
-        for incident in await self.responder.respond(_read_news(batch)):
+        for incident in await self.responder.respond(_read_news(batch), _now_ms()):
             logger.info("incident %s v%d", incident.incident_id, incident.version)
         await self._commit(batch, batch.records[-1].offset + 1)
 
@@ -270,6 +272,10 @@ class WorkerState:
         self.preparing.shutdown(wait=True)
         self.executor.shutdown(wait=True)
         self.store.close()
+
+
+def _now_ms() -> int:
+    return round(time.time() * 1000)
 
 
 def _read_news(batch: Batch) -> list[Alarm | Command]:

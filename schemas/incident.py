@@ -95,6 +95,15 @@ class Note(Struct, frozen=True):
     via: str = ""
 
 
+class Silenced(Struct, frozen=True):
+    """Why nobody is told of an incident (see `schemas.silence`)."""
+
+    silence_id: str
+    why: str
+    by: str
+    until_ms: int
+
+
 class Incident(Struct, frozen=True, kw_only=True):
     """An incident as it stands; every change makes a new one with a higher `version`."""
 
@@ -147,6 +156,8 @@ class Incident(Struct, frozen=True, kw_only=True):
     via: str = ""
     #: The incident that this one turned out to be a part of; empty for most.
     merged_into: str = ""
+    #: The silence that it lies within, or lay within when it was over.
+    silenced: Silenced | None = None
 
     @property
     def stage(self) -> Stage:

@@ -76,7 +76,7 @@ _LISTS = Row(
             sql=f"""
 SELECT opened_at, status, stage, severity, family, symptom, root_cause, summary, suggestion,
        {CAUSE_NAME} AS explained_by,
-       share, changed_at, resolved_at, incident_id
+       share, changed_at, resolved_at, silence, incident_id
 FROM incidents
 WHERE opened_at <= $__toTime AND (resolved_at IS NULL OR resolved_at >= $__fromTime)
 ORDER BY status != 'resolved' DESC, opened_at DESC, incident_id

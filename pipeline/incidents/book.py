@@ -15,9 +15,11 @@ from msgspec import Struct, structs
 from pipeline.incidents.diagnosis import Diagnosis, diagnose
 from pipeline.incidents.explain import EXPLAINING_SHARE, Investigation
 from pipeline.incidents.lifecycle import carry_out
+from pipeline.incidents.silencing import find_silence
 from schemas.alarm import Alarm, Transition
 from schemas.command import Command
 from schemas.incident import Action, Cause, Incident, Severity, Status
+from schemas.silence import Silence
 
 #: Looks an alarm up in what is stored, as of a time in milliseconds.
 Investigate = Callable[[Alarm, int], Investigation]
@@ -57,6 +59,8 @@ class IncidentBook:
         self._incidents: dict[str, Incident] = {}
         for incident in sorted(incidents, key=lambda i: (i.opened_ms, i.incident_id)):
             self._incidents[incident.incident_id] = incident
+        # Until they are known, an incident stays as silent as it was.
+        self._silences: tuple[Silence, ...] | None = None
 
     @property
     def open(self) -> list[Incident]:
@@ -128,6 +132,15 @@ class IncidentBook:
                 i.updated_ms,
             )
             for i in due
+        ]
+
+    def observe(self, silences: tuple[Silence, ...], now_ms: int) -> list[Entry]:
+        """Take the silences that hold now for what counts; what that changes may be told anew."""
+        self._silences = silences
+        return [
+            self._keep(i, Action.UPDATE, now_ms)
+            for i in self.open
+            if find_silence(silences, i) != i.silenced
         ]
 
     def _find(self, command: Command) -> Incident | None:
@@ -272,6 +285,8 @@ class IncidentBook:
             updated_ms=max(now_ms, incident.updated_ms),
             via=via,
         )
+        if self._silences is not None and kept.status is Status.OPEN:
+            kept = structs.replace(kept, silenced=find_silence(self._silences, kept))
         self._incidents[kept.incident_id] = kept
         self._forget()
         return Entry(kept, action)

@@ -305,6 +305,7 @@ class IncidentStore:
             "example_event_ids": list(incident.example_event_ids),
             "alarms": len(incident.alarms),
             "merged_into": incident.merged_into,
+            "silence": incident.silenced.why if incident.silenced else "",
             "incident": encode_incident(incident).decode(),
         }
         self._store.insert_rows("incident_versions", [row])

@@ -19,8 +19,9 @@ from typing import Protocol
 
 from msgspec import Struct, structs
 
-from pipeline.config import NotifySettings
+from pipeline.config import NotifySettings, RouteSettings
 from pipeline.errors import ConfigError, DeliveryDeferred, PermanentError, RetryableError
+from pipeline.incidents.routing import RouteRule, choose_destinations
 from pipeline.sinks import text
 from pipeline.sinks.alertmanager import Alertmanager
 from pipeline.sinks.destination import Destination
@@ -67,14 +68,36 @@ def build_destinations(settings: NotifySettings) -> list[Destination]:
         from pipeline.sinks.grafana import GrafanaAnnotations
 
         destinations.append(GrafanaAnnotations(settings.grafana, settings.timeout_s, settings.link))
+    _check_routes(settings, {d.name for d in destinations})
     return destinations
+
+
+def _check_routes(settings: NotifySettings, configured: set[str]) -> None:
+    for rule in settings.routes:
+        if missing := set(rule.to) - configured:
+            raise ConfigError(f"notify.routes: {min(missing)} is not configured")
+
+
+def _build_rule(settings: RouteSettings) -> RouteRule:
+    match = settings.match
+    return RouteRule(
+        to=frozenset(settings.to),
+        families=frozenset(match.family),
+        severities=frozenset(map(Severity, match.severities)),
+        tenants=frozenset(match.tenant),
+    )
 
 
 # --- What is told --------------------------------------------------------------------------------
 
 
 def route(
-    history: Iterable[Notification], incident: Incident, action: Action, destination: Destination
+    history: Iterable[Notification],
+    incident: Incident,
+    action: Action,
+    destination: Destination,
+    *,
+    may_begin: bool = True,
 ) -> Notification | None:
     """Decide what `destination` is told about this version of the incident, if anything. Pure.
 
@@ -83,12 +106,15 @@ def route(
     replay, which makes the same versions again, finds them told already. The
     first time that an open incident is severe enough makes a trigger, whatever
     the action is called; a resolve goes only where a trigger went. Where the change
-    came from, nobody need hear of it.
+    came from, nobody need hear of it. While it is silenced, only its end is told. Without
+    `may_begin` the destination hears of it only if it has heard of it before.
     """
     past = [n for n in history if n.destination == destination.name]
     if any(n.sequence >= incident.version for n in past):
         return None
     if incident.via == destination.name:
+        return None
+    if incident.silenced is not None and action is not Action.RESOLVE:
         return None
     told = _find_severity_told(past)
     is_open = incident.status is Status.OPEN
@@ -96,7 +122,7 @@ def route(
         wanted = Action.RESOLVE if told else None
     elif told is None:
         severe = _RANK[incident.severity] >= _RANK[destination.min_severity]
-        wanted = Action.TRIGGER if severe and is_open else None
+        wanted = Action.TRIGGER if severe and is_open and may_begin else None
     elif action is Action.ACKNOWLEDGE and destination.acknowledges:
         wanted = Action.ACKNOWLEDGE
     else:
@@ -579,6 +605,7 @@ class Notifier:
         `clock` gives unix seconds; `capacity` bounds what each destination holds in memory.
         """
         self._outbox = outbox
+        self._rules = tuple(map(_build_rule, settings.routes))
         self._lock = asyncio.Lock()
         self._couriers = {
             d.name: Courier(
@@ -613,14 +640,21 @@ class Notifier:
             return
         async with self._lock:
             history = await self._outbox.history(incident.incident_id)
-            routed = [
-                (courier, notification)
-                for courier in self._couriers.values()
-                if (notification := route(history, incident, action, courier.destination))
-            ]
-            if routed:
+            if routed := self._route(history, incident, action):
                 await self._store(routed)
         self._check_tasks()
+
+    def _route(
+        self, history: Sequence[Notification], incident: Incident, action: Action
+    ) -> list[tuple[Courier, Notification]]:
+        chosen = choose_destinations(self._rules, incident)
+        routed = []
+        for name, courier in self._couriers.items():
+            may_begin = chosen is None or name in chosen
+            told = route(history, incident, action, courier.destination, may_begin=may_begin)
+            if told is not None:
+                routed.append((courier, told))
+        return routed
 
     async def _store(self, routed: list[tuple[Courier, Notification]]) -> None:
         try:
