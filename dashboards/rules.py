@@ -21,6 +21,13 @@ class Rule(Struct, frozen=True, kw_only=True):
     fires_without_data: bool = False
 
 
+#: How many objectives ask for something now; a worker that is away asks for nothing.
+URGENCY_SQL = (
+    "SELECT count() AS objectives FROM ("
+    "SELECT objective, argMax(urgency, time) AS urgency FROM objective_standings"
+    " WHERE time >= now() - INTERVAL 5 MINUTE GROUP BY objective) WHERE 1"
+)
+
 RULES = (
     Rule(
         uid="kizashi-open-incidents",
@@ -32,6 +39,26 @@ RULES = (
         severity="error",
         summary="The quality of the gateway's answers has changed.",
         remedy="The dashboard Kizashi: Incidents says what, where, since when and what to try.",
+    ),
+    Rule(
+        uid="kizashi-budget-page",
+        title="Kizashi: an error budget burns fast",
+        sql=f"{URGENCY_SQL} AND urgency = 'page'",
+        above=0,
+        for_s=0,
+        severity="critical",
+        summary="At this rate the error budget of an objective is gone within days.",
+        remedy="`kizashi slo` says which; the dashboard Kizashi: Objectives shows how fast.",
+    ),
+    Rule(
+        uid="kizashi-budget-ticket",
+        title="Kizashi: an error budget will not last",
+        sql=f"{URGENCY_SQL} AND urgency = 'ticket'",
+        above=0,
+        for_s=0,
+        severity="warning",
+        summary="An objective has spent its budget faster than allowed for three days.",
+        remedy="`kizashi slo` says which; the dashboard Kizashi: Objectives shows how fast.",
     ),
     Rule(
         uid="kizashi-blind",

@@ -34,6 +34,7 @@ BUFFERED_CHUNKS = 4
 TICK_S = 5.0
 WATCH_S = 30.0
 REFERENCES_S = 10.0
+OBJECTIVES_S = 60.0
 
 
 def build_faust(settings: KafkaSettings) -> faust.App:
@@ -175,6 +176,7 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
     app.timer(TICK_S)(state.tick)
     app.timer(WATCH_S)(state.watch)
     app.timer(REFERENCES_S)(state.keep_references)
+    app.timer(OBJECTIVES_S)(state.measure_objectives)
     app.on_before_shutdown.connect(stop_notifying)
     return app
 

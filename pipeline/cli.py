@@ -19,6 +19,7 @@ from msgspec import structs
 
 from pipeline.cli_incident import incident
 from pipeline.cli_silence import silence
+from pipeline.cli_slo import slo
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, KizashiError
 
@@ -69,6 +70,7 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
 
 cli.add_command(incident)
 cli.add_command(silence)
+cli.add_command(slo)
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:

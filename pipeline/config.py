@@ -434,6 +434,39 @@ class NotifySettings(Section):
     link: str = ""
 
 
+class ObjectiveSettings(Section):
+    """A share of requests that has to be good: answered, in time, and not refused."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    #: One of `ingest.groupings`; without one, all traffic.
+    grouping: Grouping | None = None
+    #: One for each dimension.
+    values: tuple[str, ...] = ()
+    target: Annotated[float, Field(gt=0, lt=1)]
+    window_days: Annotated[int, Field(ge=1, le=366)] = 28
+    #: A request that takes longer is not good; to 2 %, the width of a histogram's bucket.
+    latency_s: Annotated[float, Field(gt=0)] | None = None
+    #: What else is not good.
+    bad: tuple[Literal["error", "refusal", "truncation"], ...] = ("error", "refusal")
+    #: With fewer bad requests in its long window, no burn rate asks for anything.
+    least_bad: Annotated[int, Field(ge=1)] = 10
+
+    @field_validator("grouping", mode="before")
+    @classmethod
+    def _parse_grouping(cls, value: Any) -> Any:
+        return parse_grouping(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_slice(self) -> ObjectiveSettings:
+        if len(self.grouping or ()) != len(self.values):
+            raise ValueError("values: one for each dimension of the grouping")
+        if not self.bad and self.latency_s is None:
+            raise ValueError("nothing would be bad")
+        if len(set(self.bad)) != len(self.bad):
+            raise ValueError("bad: something stands there twice")
+        return self
+
+
 #: A token that can be guessed is none.
 MIN_TOKEN_CHARACTERS = 16
 
@@ -489,6 +522,8 @@ class Config(BaseSettings):
     references: ReferenceSettings = ReferenceSettings()
     detection: DetectionSettings = DetectionSettings()
     notify: NotifySettings = NotifySettings()
+    #: Each an ``[[objectives]]``.
+    objectives: Annotated[tuple[ObjectiveSettings, ...], Field(max_length=200)] = ()
     web: WebSettings = WebSettings()
     privacy: PrivacySettings = PrivacySettings()
     prices: PriceSettings = PriceSettings()
@@ -517,6 +552,15 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_objectives(self) -> Config:
+        if len({each.name for each in self.objectives}) != len(self.objectives):
+            raise ValueError("objectives: a name stands there twice")
+        for each in self.objectives:
+            if each.grouping is not None and each.grouping not in self.ingest.groupings:
+                raise ValueError(f"objectives.{each.name}: nothing is counted by its grouping")
+        return self
+
+    @model_validator(mode="after")
     def _check_webhook(self) -> Config:
         if self.notify.pagerduty.webhook_secret is not None and not self.web.enabled:
             raise ValueError("notify.pagerduty.webhook_secret: nothing listens; set web.enabled")
@@ -526,6 +570,8 @@ class Config(BaseSettings):
         """Return the configuration as plain JSON values, secrets masked."""
         shown = self.model_dump(mode="json")
         shown["ingest"]["groupings"] = [grouping_name(g) for g in self.ingest.groupings]
+        for each, objective in zip(shown["objectives"], self.objectives, strict=True):
+            each["grouping"] = grouping_name(objective.grouping or ())
         return shown
 
 

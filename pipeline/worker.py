@@ -38,6 +38,7 @@ from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import build_destinations
+from pipeline.sinks.objectives import ObjectiveStore
 from pipeline.sinks.requests import RequestStore
 from pipeline.sinks.silences import SilenceStore
 from pipeline.topics import examine_topics, topic_epochs
@@ -212,6 +213,21 @@ class WorkerState:
                 await loop.run_in_executor(self.executor, keeper.fit_due, _now_ms())
         except RetryableError as error:
             logger.warning("references cannot be looked after: %s", error)
+
+    async def measure_objectives(self) -> None:
+        """Store how the objectives stand, if that is ours to do."""
+        if not self.config.objectives or not self.offsets.owns(self.kafka.alarms_topic, 0):
+            return
+        try:
+            await asyncio.get_running_loop().run_in_executor(self.executor, self._measure)
+        except RetryableError as error:
+            logger.warning("objectives cannot be measured: %s", error)
+
+    def _measure(self) -> None:
+        objectives = ObjectiveStore(self.store, self.config.ingest.groupings[0])
+        now_ms = _now_ms()
+        standings = [objectives.measure(each, now_ms) for each in self.config.objectives]
+        objectives.save(standings)
 
     async def watch(self) -> None:
         """Log the books; end the process when there is work and nothing moves."""

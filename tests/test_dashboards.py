@@ -36,13 +36,14 @@ from dashboards.push import Action, ClickHouse, Unusable, datasource_model, push
 from dashboards.rules import RULES, Rule
 from dashboards.sql import chosen, variable_options
 from pipeline.cli import cli
-from pipeline.config import ClickHouseSettings, Config, DetectionSettings
+from pipeline.config import ClickHouseSettings, Config, DetectionSettings, ObjectiveSettings
 from pipeline.errors import ConfigError
 from pipeline.local import LocalPipeline
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.endpoint import EndpointConfig
 from pipeline.sinks.incidents import IncidentStore
+from pipeline.sinks.objectives import ObjectiveStore
 from pipeline.sinks.times import to_datetime
 from schemas.incident import Status
 from schemas.monitor import DIMENSIONS, Dimension
@@ -146,6 +147,9 @@ def filled(embedded_path: Path) -> Iterator[Filled]:
         pipeline = LocalPipeline(config, store, epoch="1")
         pipeline.feed(make_events(now_ms), now_ms)
         pipeline.feed([b"{", b"[]", make_raw("x", request_model=None)], now_ms)
+        objectives = ObjectiveStore(store, config.ingest.groupings[0])
+        objective = ObjectiveSettings(name="all", target=0.99)
+        objectives.save([objectives.measure(objective, now_ms)])
         incident = make_incident(incident_id="told")
         DetectionStore(store).save_snapshot("llm.signals", "1", 0, 41, b"state")
         IncidentStore(store).save_notifications([make_notification(incident=incident)])
@@ -630,8 +634,9 @@ def test_a_rule_asks_for_one_number(filled: Filled, rule: Rule) -> None:
     (row,) = filled.run(rule.sql)
     (value,) = row.values()
     assert isinstance(value, int | float)
-    # An incident is open there, and a notification of long ago was never sent.
-    fires = {"kizashi-open-incidents", "kizashi-notifications-stuck"}
+    # An incident is open there, a notification of long ago was never sent, and far more is
+    # refused than the objective allows.
+    fires = {"kizashi-open-incidents", "kizashi-notifications-stuck", "kizashi-budget-page"}
     assert (value > rule.above) == (rule.uid in fires)
 
 

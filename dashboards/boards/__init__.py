@@ -7,6 +7,7 @@ from dashboards.boards.health import HEALTH
 from dashboards.boards.incident import INCIDENT
 from dashboards.boards.incidents import INCIDENTS
 from dashboards.boards.monitor import MONITOR
+from dashboards.boards.objectives import OBJECTIVES
 from dashboards.boards.overview import OVERVIEW
 from dashboards.boards.quality import QUALITY
 from dashboards.boards.requests import REQUESTS
@@ -18,6 +19,7 @@ BOARDS: tuple[Board, ...] = (
     MONITOR,
     INCIDENTS,
     INCIDENT,
+    OBJECTIVES,
     COST,
     REQUESTS,
     HEALTH,
