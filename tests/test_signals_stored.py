@@ -140,7 +140,8 @@ def choose_edges(signal: Signal) -> Any:
     """Edges in the middle of what occurs; of some classes none."""
     if signal not in CLASSED:
         at = 320 if signal is Signal.SLOW_FIRST_CHUNK else 450
-        edge = {"edge": 2 ** ((at + 1) / 32)}
+        # No model has an edge of its own here.
+        edge = {"edge": 2 ** ((at + 1) / 32), "own_models": [""], "own_edges": [0.0]}
         return edge, lambda bucket: bucket > at, lambda bucket: True
     at = {Signal.LONG_ANSWER: 26, Signal.SHORT_ANSWER: 22, Signal.COSTLY: 40}[signal]
     inner = 0 if signal in LOWER_TAIL else 1

@@ -270,6 +270,12 @@ def test_every_column_comes_back(shared: Store, requests: RequestStore, topic: s
         "partly_refused": False,
         "refusal_source": "provider",
         "truncated": False,
+        "empty": False,
+        "repetitive": False,
+        "language_mismatch": None,
+        "off_prompt": None,
+        "novel_prompt": None,
+        "output_chars": 4,
         "cache": "miss",
         "fallback_from": "gpt-4o-mini",
         "attempts": 2,
@@ -309,6 +315,12 @@ def test_what_is_missing_is_null_or_empty(
         "duration_s",
         "time_to_first_chunk_s",
         "time_per_token_s",
+        "empty",
+        "repetitive",
+        "language_mismatch",
+        "off_prompt",
+        "novel_prompt",
+        "output_chars",
     }
     assert (row["finish_reasons"], row["attributes"], row["route"]) == ([], {}, "")
 
