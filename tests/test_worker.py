@@ -235,7 +235,7 @@ def test_pagerduty_failing_for_a_while_hears_of_each_incident_once(
         "KIZASHI_NOTIFY__PAGERDUTY__ROUTING_KEY": ROUTING_KEY,
         "KIZASHI_NOTIFY__PAGERDUTY__URL": pagerduty.url,
         "KIZASHI_NOTIFY__RETRY_MAX_S": "5",
-        "KIZASHI_DETECTION__LEARN_EVENTS": "300",
+        "KIZASHI_DETECTION__LEARN_EVENTS": "200",
     }
     pagerduty.answer(500)
     stack.worker()
