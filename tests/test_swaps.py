@@ -134,8 +134,9 @@ def test_a_swap_is_one_incident_that_says_what_moved(pipeline: LocalPipeline) ->
     assert numbers
     assert min(numbers) >= SWAP - 150
     alarms = [n for n in news if isinstance(n, Alarm)]
-    # Answers of another manner may well be of another length; that informs, and joins.
-    assert {a.family for a in alarms} <= {Family.FINGERPRINT, Family.LENGTH}
+    # Answers of another manner may well be of another length and less like their prompts, too;
+    # all that is one incident.
+    assert {a.family for a in alarms} <= {Family.FINGERPRINT, Family.LENGTH, Family.RELEVANCE}
     for alarm in (a for a in alarms if a.family is Family.FINGERPRINT):
         assert alarm.transition is Transition.RAISED
         assert SWAP < alarm.event_index < SWAP + 400
