@@ -235,7 +235,13 @@ def found_of_all() -> dict[str, Any]:
                 "within": [0.99, 0.98, 0.97],
             }
         ],
-        "nulls": {"steady": 0.99, "diurnal": 0.96, "swinging": 0.5},
+        "nulls": {
+            "steady": 0.99,
+            "diurnal": 0.96,
+            "swinging": 0.5,
+            "rhythm": {"12": 1.0, "6000": 0.98},
+            "rhythm_without": {"12": 1.0, "6000": 0.02},
+        },
         "rivals": [
             {
                 "kind": "river",

@@ -118,11 +118,19 @@ def write_promise(found: Found) -> Iterator[str]:
     yield "False alarms of 1,000 monitors without a change, over those promised:"
     yield table(["reference, events", "promised once in", "mean", "monitors within"], rows)
     if nulls := found.get("nulls"):
-        shares = ", ".join(f"{nulls[k]:.1%} ({k})" for k in nulls)
+        fixed = {name: share for name, share in nulls.items() if isinstance(share, float)}
+        shares = ", ".join(f"{share:.1%} ({name})" for name, share in fixed.items())
         yield (
             f"By the hour over weeks, with a reference of {REFERENCE_EVENTS:,} events, so many"
             f" monitors stay within their promise: {shares}."
         )
+        hourly = list(nulls["rhythm"])
+        rows = [
+            [name, *(f"{nulls[key][each]:.1%}" for each in hourly)]
+            for name, key in (("by the time of day", "rhythm"), ("without", "rhythm_without"))
+        ]
+        yield "The same where the rate doubles from night to day, learning included:"
+        yield table(["references, events an hour", *(f"{int(e):,}" for e in hourly)], rows)
 
 
 def write_rivals(found: Found) -> Iterator[str]:
