@@ -117,6 +117,13 @@ RULES = (
         libraries=("numpy", "pyarrow"),
         forbidden=PURE,
     ),
+    # Linear time is what keeps a hostile text from stopping the worker.
+    Rule(
+        "pipeline.core.redaction",
+        ours=("pipeline.core.redaction",),
+        libraries=("re2",),
+        forbidden=PURE,
+    ),
     Rule(
         "pipeline.encoders",
         ours=("pipeline.encoders", "pipeline.errors", "schemas"),

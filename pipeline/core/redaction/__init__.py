@@ -1,0 +1,6 @@
+"""What must not be stored: personal data and secrets in a text, found and replaced."""
+
+from pipeline.core.redaction.redactor import EVERY_KIND, Redacted, find, redact, redact_bytes
+from pipeline.core.redaction.spans import Kind, Span
+
+__all__ = ["EVERY_KIND", "Kind", "Redacted", "Span", "find", "redact", "redact_bytes"]
