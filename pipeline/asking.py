@@ -14,7 +14,7 @@ from rich.table import Table
 from pipeline.config import Config
 from pipeline.errors import SinkUnavailable
 from pipeline.prices import UsageLine
-from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.clickhouse import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,8 @@ def ask(config: Config, query: str) -> tuple[list[str], list[Row]]:
         QueryFailed: ClickHouse refused the query; it may only read.
         SinkUnavailable: there is no ClickHouse, or no schema in it.
     """
-    store = Store(config.clickhouse)
-    try:
-        store.use_database()
+    with open_store(config.clickhouse) as store:
         return store.query(query, read_only=True)
-    finally:
-        store.close()
 
 
 def read_usage(config: Config) -> list[UsageLine]:

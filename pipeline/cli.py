@@ -8,8 +8,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +15,7 @@ from typing import Any, NoReturn
 import click
 from msgspec import structs
 
+from pipeline.cli_configured import configured
 from pipeline.cli_incident import incident
 from pipeline.cli_silence import silence
 from pipeline.cli_slo import slo
@@ -71,17 +70,6 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
 cli.add_command(incident)
 cli.add_command(silence)
 cli.add_command(slo)
-
-
-def configured(command: Callable[..., None]) -> Callable[..., None]:
-    """Give the command the configuration as its first argument."""
-
-    @click.pass_obj
-    @wraps(command)
-    def wrapper(load: Callable[[], Config], *args: Any, **kwargs: Any) -> None:
-        command(load(), *args, **kwargs)
-
-    return wrapper
 
 
 @cli.command()

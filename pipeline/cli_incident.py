@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import time
 import uuid
 from collections.abc import Callable
-from functools import wraps
-from typing import Any
 
 import click
 
+from pipeline.cli_configured import configured, name_asker
 from pipeline.config import Config
 from schemas.command import NAME_CHARS, TEXT_CHARS, Command, Verb
 
@@ -25,15 +22,6 @@ def incident() -> None:
     """Incidents: what is open, what explains it, and who is on it."""
 
 
-def _configured(command: Callable[..., None]) -> Callable[..., None]:
-    @click.pass_obj
-    @wraps(command)
-    def wrapper(load: Callable[[], Config], *args: Any, **kwargs: Any) -> None:
-        command(load(), *args, **kwargs)
-
-    return wrapper
-
-
 _json = click.option("--json", "as_json", is_flag=True, help="An object per incident.")
 
 
@@ -41,7 +29,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="An object per inci
 @click.option("--all", "everything", is_flag=True, help="Resolved ones too.")
 @click.option("--limit", type=click.IntRange(1, LISTED), default=50, show_default=True)
 @_json
-@_configured
+@configured
 def list_incidents(config: Config, everything: bool, limit: int, as_json: bool) -> None:
     """List incidents, the latest first."""
     from pipeline.commanding import reading
@@ -62,7 +50,7 @@ def list_incidents(config: Config, everything: bool, limit: int, as_json: bool) 
 @incident.command()
 @click.argument("name", metavar="ID")
 @_json
-@_configured
+@configured
 def show(config: Config, name: str, as_json: bool) -> None:
     """Say all that is known about an incident; the beginning of its id is enough."""
     from pipeline.commanding import find_incident, reading
@@ -76,7 +64,7 @@ def show(config: Config, name: str, as_json: bool) -> None:
 @incident.command()
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="An object per symptom.")
-@_configured
+@configured
 def stats(config: Config, days: float, as_json: bool) -> None:
     """Time to detect, acknowledge, mitigate and resolve, by symptom."""
     import msgspec
@@ -101,7 +89,7 @@ def _commanding(verb: Verb, help_text: str) -> Callable[..., None]:
     @click.option("--by", help="Who says so [default: $USER].")
     @click.option("-m", "--message", default="", help="A note beside it.")
     @_json
-    @_configured
+    @configured
     def command(config: Config, name: str, by: str | None, message: str, as_json: bool) -> None:
         _give(config, verb, name, by, message, as_json=as_json)
 
@@ -124,7 +112,7 @@ for _name, _verb, _help in (
 @click.argument("text")
 @click.option("--by", help="Who writes it [default: $USER].")
 @_json
-@_configured
+@configured
 def note(config: Config, name: str, text: str, by: str | None, as_json: bool) -> None:
     """Write something down about an incident."""
     _give(config, Verb.NOTE, name, by, text, as_json=as_json)
@@ -136,13 +124,12 @@ def _give(
     from pipeline.commanding import Outcome, give
     from pipeline.incident_report import describe_outcome, to_json_line
 
-    who = (by or os.environ.get("USER") or getpass.getuser())[:NAME_CHARS]
     command = Command(
         command_id=f"cli/{uuid.uuid4().hex}",
         verb=verb,
         incident_id=name,
         time_ms=round(time.time() * 1000),
-        by=who,
+        by=name_asker(by, NAME_CHARS),
         text=text[:TEXT_CHARS],
     )
     outcome, found = give(config, command)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from msgspec import json, structs
 
+from pipeline.cli_configured import configured, name_asker
 from pipeline.config import Config
 from schemas.monitor import parse_grouping
 from schemas.signal import Family
@@ -35,15 +33,6 @@ def silence() -> None:
     """Silences: incidents are recorded, and nobody is told."""
 
 
-def _configured(command: Callable[..., None]) -> Callable[..., None]:
-    @click.pass_obj
-    @wraps(command)
-    def wrapper(load: Callable[[], Config], *args: Any, **kwargs: Any) -> None:
-        command(load(), *args, **kwargs)
-
-    return wrapper
-
-
 @silence.command()
 @click.option("--grouping", help="Dimensions of the slice, such as route or prompt_name.")
 @click.option("--value", "values", multiple=True, help="Its values, one for each dimension.")
@@ -52,7 +41,7 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--for", "span", required=True, help="How long, such as 90m, 2h or 3d.")
 @click.option("--why", required=True, help="Stands with every incident that it silences.")
 @click.option("--by", help="Who says so [default: $USER].")
-@_configured
+@configured
 def add(
     config: Config,
     grouping: str | None,
@@ -74,7 +63,7 @@ def add(
         ends_ms=now_ms + read_span_s(span) * 1000,
         labels=labels,
         families=tuple(map(Family, families)),
-        by=(by or os.environ.get("USER") or getpass.getuser())[:NAME_CHARS],
+        by=name_asker(by, NAME_CHARS),
         why=why[:WHY_CHARS],
     )
     with _opened(config) as store:
@@ -85,7 +74,7 @@ def add(
 @silence.command("list")
 @click.option("--all", "everything", is_flag=True, help="Those that are over too.")
 @click.option("--json", "as_json", is_flag=True, help="An object per silence.")
-@_configured
+@configured
 def list_silences(config: Config, everything: bool, as_json: bool) -> None:
     """List the silences that hold or will."""
     from pipeline.asking import render_table
@@ -114,7 +103,7 @@ def list_silences(config: Config, everything: bool, as_json: bool) -> None:
 
 @silence.command()
 @click.argument("name", metavar="ID")
-@_configured
+@configured
 def end(config: Config, name: str) -> None:
     """End a silence now; the beginning of its id is enough."""
     now_ms = round(time.time() * 1000)
@@ -151,12 +140,8 @@ def _read_slice(grouping: str | None, values: tuple[str, ...]) -> dict[str, str]
 
 @contextmanager
 def _opened(config: Config) -> Iterator[SilenceStore]:
-    from pipeline.sinks.clickhouse import Store
+    from pipeline.sinks.clickhouse import open_store
     from pipeline.sinks.silences import SilenceStore
 
-    store = Store(config.clickhouse)
-    try:
-        store.use_database()
+    with open_store(config.clickhouse) as store:
         yield SilenceStore(store)
-    finally:
-        store.close()

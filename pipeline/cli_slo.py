@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import click
 from msgspec import json
 
+from pipeline.cli_configured import configured
 from pipeline.config import Config
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="An object per objective.")
-@click.pass_obj
-def slo(load: Callable[[], Config], as_json: bool) -> None:
+@configured
+def slo(config: Config, as_json: bool) -> None:
     """Say how the objectives stand, from the rollups."""
     from pipeline.asking import render_table
     from pipeline.incidents.objectives import WINDOWS_S
-    from pipeline.sinks.clickhouse import Store
+    from pipeline.sinks.clickhouse import open_store
     from pipeline.sinks.objectives import ObjectiveStore
 
-    config = load()
-    store = Store(config.clickhouse)
-    try:
-        store.use_database()
+    with open_store(config.clickhouse) as store:
         objectives = ObjectiveStore(store, config.ingest.groupings[0])
         now_ms = round(time.time() * 1000)
         standings = [objectives.measure(each, now_ms) for each in config.objectives]
-    finally:
-        store.close()
     if as_json:
         for each in standings:
             click.echo(json.encode(each).decode())

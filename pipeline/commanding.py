@@ -24,7 +24,7 @@ from pipeline.errors import KizashiError, PermanentError, SinkUnavailable
 from pipeline.incidents.book import BookConfig
 from pipeline.incidents.lifecycle import carry_out
 from pipeline.respond import Responder
-from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.clickhouse import open_store
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import Notifier
 from pipeline.topics import client_settings, mapped_errors
@@ -58,12 +58,8 @@ def reading(config: Config) -> Iterator[IncidentStore]:
     Raises:
         SinkUnavailable: ClickHouse is away, or another process has it open.
     """
-    store = Store(config.clickhouse)
-    try:
-        store.use_database()
+    with open_store(config.clickhouse) as store:
         yield IncidentStore(store)
-    finally:
-        store.close()
 
 
 def find_incident(incidents: IncidentStore, name: str) -> Incident:

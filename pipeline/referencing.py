@@ -25,7 +25,7 @@ from pipeline.core.answers import ANSWER_NAMES
 from pipeline.core.reference_history import Action, Order, Standing
 from pipeline.errors import ConfigError, Unfittable
 from pipeline.references import fit_model
-from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.clickhouse import open_store
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.references import (
     LAST_MS,
@@ -120,12 +120,8 @@ def open_desk(config: Config) -> Iterator[ReferenceStore]:
     Raises:
         SinkUnavailable: there is no ClickHouse, or an old schema in it.
     """
-    store = Store(config.clickhouse)
-    try:
-        store.use_database()
+    with open_store(config.clickhouse) as store:
         yield ReferenceStore(store)
-    finally:
-        store.close()
 
 
 # --- Fitting -------------------------------------------------------------------------------
@@ -338,14 +334,10 @@ def choose_slices(
 
 
 def _find_incident(config: Config, incident_id: str) -> Incident:
-    store = Store(config.clickhouse)
-    try:
-        store.use_database()
+    with open_store(config.clickhouse) as store:
         for each in IncidentStore(store).load_recent():
             if each.incident_id == incident_id:
                 return each
-    finally:
-        store.close()
     raise ConfigError(f"there is no incident {incident_id}")
 
 

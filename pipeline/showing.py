@@ -8,7 +8,7 @@ import time
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.clickhouse import open_store
 from pipeline.web.front import Front, FrontThread
 
 
@@ -19,9 +19,7 @@ def show(config: Config, port: int | None = None) -> None:
         SinkUnavailable: ClickHouse is away, its directory is in use, or there is no schema.
         ConfigError: the page cannot be opened.
     """
-    store = Store(config.clickhouse)
-    try:
-        store.use_database()
+    with open_store(config.clickhouse):
         changes = {"enabled": True} | ({} if port is None else {"port": port})
         web = config.web.model_copy(update=changes)
         with FrontThread(Front(config.model_copy(update={"web": web}), time.time)) as front:
@@ -29,5 +27,3 @@ def show(config: Config, port: int | None = None) -> None:
                 raise ConfigError(f"web.port: the page cannot be opened on port {web.port}")
             print(f"Kizashi is at {front.page_url}", file=sys.stderr, flush=True)
             threading.Event().wait()
-    finally:
-        store.close()

@@ -54,6 +54,21 @@ _CODE = re.compile(r"Code: (\d+)")
 options.pd = None
 
 
+@contextmanager
+def open_store(settings: ClickHouseSettings) -> Iterator[Store]:
+    """Give the store, in its migrated database, for as long as it takes.
+
+    Raises:
+        SinkUnavailable: ClickHouse is away, another process has it open, or there is no schema.
+    """
+    store = Store(settings)
+    try:
+        store.use_database()
+        yield store
+    finally:
+        store.close()
+
+
 class QueryFailed(PermanentError):
     """A query that ClickHouse will not run; the message is its own."""
 
