@@ -98,6 +98,22 @@ class Panel(Struct, frozen=True, kw_only=True):
     height: int = 8
 
 
+def stat(
+    title: str, description: str, sql: str, unit: Unit, *thresholds: Threshold, width: int = 6
+) -> Panel:
+    """Return a panel of one number, as they stand side by side at the head of a board."""
+    return Panel(
+        title=title,
+        description=description,
+        sql=sql,
+        kind=Kind.STAT,
+        unit=unit,
+        thresholds=thresholds,
+        width=width,
+        height=4,
+    )
+
+
 class Row(Struct, frozen=True):
     title: str
     panels: tuple[Panel, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.panels import Board, Colour, Column, Kind, Panel, Row, Threshold, Unit
+from dashboards.panels import Board, Colour, Column, Kind, Panel, Row, Threshold, Unit, stat
 from dashboards.sql import PER_HOUR, rollups, share
 from schemas.monitor import Dimension
 
@@ -11,16 +11,7 @@ _MODELS = rollups((Dimension.REQUEST_MODEL,))
 
 
 def _stat(title: str, description: str, expression: str, unit: Unit, *steps: Threshold) -> Panel:
-    return Panel(
-        title=title,
-        description=description,
-        sql=f"SELECT {expression}\n{_MODELS}",
-        kind=Kind.STAT,
-        unit=unit,
-        thresholds=steps,
-        width=6,
-        height=4,
-    )
+    return stat(title, description, f"SELECT {expression}\n{_MODELS}", unit, *steps)
 
 
 def _over_time(dimension: Dimension) -> Panel:

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from dashboards.panels import Board, Colour, Column, Kind, Panel, Row, Threshold, Unit
+from dashboards.panels import Board, Colour, Column, Kind, Panel, Row, Threshold, Unit, stat
 from dashboards.sql import CAUSE_NAME
 
 _IN_RANGE = "FROM incidents WHERE opened_at <= $__toTime AND opened_at >= $__fromTime"
-
-
-def _stat(title: str, description: str, sql: str, unit: Unit, *thresholds: Threshold) -> Panel:
-    return Panel(
-        title=title,
-        description=description,
-        sql=sql,
-        kind=Kind.STAT,
-        unit=unit,
-        thresholds=thresholds,
-        width=6,
-        height=4,
-    )
 
 
 def _median(since: str, until: str) -> str:
@@ -29,26 +16,26 @@ def _median(since: str, until: str) -> str:
 _TOTALS = Row(
     "How it stands",
     (
-        _stat(
+        stat(
             "Open incidents",
             "As it is now, whatever the time range.",
             "SELECT count() AS open_incidents FROM incidents WHERE status != 'resolved'",
             Unit.COUNT,
             Threshold(1, Colour.RED),
         ),
-        _stat(
+        stat(
             "Opened",
             "In the time range.",
             f"SELECT count() AS opened\n{_IN_RANGE}",
             Unit.COUNT,
         ),
-        _stat(
+        stat(
             "Time to detect",
             "Median, from the estimated start of the change to the incident.",
             _median("changed_at", "opened_at"),
             Unit.SECONDS,
         ),
-        _stat(
+        stat(
             "Time to resolve",
             "Median, from the incident to its resolution; of those that are resolved.",
             _median("opened_at", "resolved_at") + " AND resolved_at IS NOT NULL",

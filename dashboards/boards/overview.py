@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.panels import Board, Colour, Column, Kind, Panel, Row, Threshold, Unit
+from dashboards.panels import Board, Colour, Column, Kind, Panel, Row, Threshold, Unit, stat
 from dashboards.sql import PER_HOUR, PER_MINUTE, RANGE_S, rollups, share
 from schemas.monitor import Dimension
 
@@ -12,16 +12,7 @@ _ROLLUPS = rollups(_FILTERS, *_FILTERS)
 
 
 def _stat(title: str, description: str, sql: str, unit: Unit, *thresholds: Threshold) -> Panel:
-    return Panel(
-        title=title,
-        description=description,
-        sql=sql,
-        kind=Kind.STAT,
-        unit=unit,
-        thresholds=thresholds,
-        width=3,
-        height=4,
-    )
+    return stat(title, description, sql, unit, *thresholds, width=3)
 
 
 def _percentiles(title: str, description: str, histogram: str) -> Panel:

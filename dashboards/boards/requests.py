@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.panels import Board, Colour, Column, Kind, Panel, Row, Threshold, Unit
+from dashboards.panels import Board, Colour, Column, Kind, Panel, Row, Threshold, Unit, stat
 from dashboards.sql import PER_MINUTE, chosen
 from schemas.monitor import Dimension
 
@@ -17,16 +17,7 @@ _REQUESTS = f"FROM requests FINAL WHERE $__timeFilter(event_time) AND {chosen(*_
 
 
 def _stat(title: str, description: str, expression: str, unit: Unit, *steps: Threshold) -> Panel:
-    return Panel(
-        title=title,
-        description=description,
-        sql=f"SELECT {expression}\n{_REQUESTS}",
-        kind=Kind.STAT,
-        unit=unit,
-        thresholds=steps,
-        width=6,
-        height=4,
-    )
+    return stat(title, description, f"SELECT {expression}\n{_REQUESTS}", unit, *steps)
 
 
 _TOTALS = Row(
