@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
+
+from tests.support.loopback import LoopbackHandler, LoopbackServer
 
 __all__ = ["FakeGrafana", "TimeRange", "expand", "grafana_fixture"]
 
@@ -119,10 +120,11 @@ class Refused(Exception):
         self.body = {"message": message} | ({"status": status} if status else {})
 
 
-class FakeGrafana:
+class FakeGrafana(LoopbackServer):
     """Use as a context manager; what it holds may be read between requests."""
 
     def __init__(self, version: str = "13.2.3", prefix: str = "") -> None:
+        super().__init__(_Handler)
         self.version = version
         self.prefix = prefix
         self.folders: dict[str, Json] = {}
@@ -138,23 +140,10 @@ class FakeGrafana:
         self._faults: list[Fault] = []
         self._ahead: dict[str, Callable[[], None]] = {}
         self._lock = threading.Lock()
-        handler = type("Bound", (_Handler,), {"grafana": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-
-    def __enter__(self) -> FakeGrafana:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}{self.prefix}"
+        return f"{self.origin}{self.prefix}"
 
     def fail(self, status: int, method: str = ".*", path: str = ".*", body: Any = None) -> None:
         """Answer `status` to requests whose method and path fit, until `recover`."""
@@ -417,26 +406,17 @@ _ROUTES = (
 )
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    grafana: FakeGrafana
+class _Handler(LoopbackHandler):
+    fake: FakeGrafana
 
-    def do_GET(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        status, body = self.grafana.answer(self.command, self.path, dict(self.headers.items()), raw)
+    def respond(self) -> None:
+        raw = self.read_body()
+        status, body = self.fake.answer(self.command, self.path, dict(self.headers.items()), raw)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        headers = [("Content-Type", "application/json")]
         if status in {301, 302, 307}:
-            self.send_header("Location", self.path)
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_POST = do_PUT = do_GET  # noqa: N815 — named by the base
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — named by the base
-        """Say nothing."""
+            headers.append(("Location", self.path))
+        self.answer(status, data, *headers)
 
 
 @pytest.fixture(name="grafana")

@@ -11,10 +11,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import SHUT_RDWR
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +32,7 @@ from schemas.incident import (
     Symptom,
 )
 from schemas.signal import Family, Signal
+from tests.support.loopback import LoopbackHandler, LoopbackServer
 
 PATH = "/v2/enqueue"
 BYTES_MAX = 512 * 1024
@@ -145,7 +143,7 @@ class Fault:
     hang: bool = False
 
 
-class FakePagerDuty:
+class FakePagerDuty(LoopbackServer):
     """Use as a context manager; everything it holds may be read from any thread.
 
     Faults set for a number of requests are used up in order; one set without a
@@ -153,6 +151,7 @@ class FakePagerDuty:
     """
 
     def __init__(self, routing_keys: tuple[str, ...] = (ROUTING_KEY,)) -> None:
+        super().__init__(_Handler)
         self.routing_keys = routing_keys
         self.received: list[Received] = []
         self.accepted: list[dict[str, Any]] = []
@@ -160,28 +159,10 @@ class FakePagerDuty:
         self._faults: deque[Fault] = deque()
         self._outage: Fault | None = None
         self._lock = threading.RLock()
-        self._closing = threading.Event()
-        self._server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), type("Bound", (_Handler,), {"pd": self})
-        )
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), daemon=True
-        )
-
-    def __enter__(self) -> FakePagerDuty:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}{PATH}"
+        return f"{self.origin}{PATH}"
 
     # What it shall do next.
 
@@ -245,9 +226,6 @@ class FakePagerDuty:
             self.received.append(Received(shown, headers, body))
             return fault, status, answer
 
-    def wait_for_close(self) -> None:
-        self._closing.wait(30)
-
     def _handle(self, body: bytes) -> tuple[int, dict[str, Any]]:
         try:
             event = json.loads(body)
@@ -282,39 +260,23 @@ def _refuse(status: str, message: str, errors: list[str]) -> dict[str, Any]:
     return {"status": status, "message": message, "errors": errors}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    pd: FakePagerDuty
+class _Handler(LoopbackHandler):
+    fake: FakePagerDuty
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+    def respond(self) -> None:
+        body = self.read_body()
         if urlsplit(self.path).path != PATH:
-            self._answer(404, b"")
+            self.answer(404, b"")
             return
-        fault, status, answer = self.pd.take(body, dict(self.headers.items()))
+        fault, status, answer = self.fake.take(body, dict(self.headers.items()))
         if fault is None:
-            self._answer(status, json.dumps(answer).encode())
+            self.answer(status, json.dumps(answer).encode())
         elif fault.status is not None:
-            self._answer(fault.status, fault.body, fault.headers)
+            self.answer(fault.status, fault.body, *fault.headers)
         else:
-            self._break_off(fault)
-
-    def _answer(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
-        self.send_response(status)
-        for name, value in (*headers, ("Content-Length", str(len(body)))):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _break_off(self, fault: Fault) -> None:
-        if fault.hang:
-            self.pd.wait_for_close()
-        self.close_connection = True
-        with suppress(OSError):  # the client may have gone first
-            self.connection.shutdown(SHUT_RDWR)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — named by the base
-        """Say nothing."""
+            if fault.hang:
+                self.fake.wait_for_close()
+            self.hang_up()
 
 
 @pytest.fixture(name="pagerduty")

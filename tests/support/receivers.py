@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import SHUT_RDWR
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.loopback import LoopbackHandler, LoopbackServer
 
 Answer = tuple[int, Any]
 
@@ -28,7 +27,7 @@ class Call:
     body: Any
 
 
-class Receiver:
+class Receiver(LoopbackServer):
     """A server that is used as a context manager.
 
     `faults` are used up in order: a status to answer, ``lost`` (take it, and hang up without
@@ -39,34 +38,15 @@ class Receiver:
     drops_repeats = True
 
     def __init__(self) -> None:
+        super().__init__(_Handler)
         self.calls: list[Call] = []
         self.faults: deque[int | str] = deque()
         self.retry_after = ""
         self.lock = threading.Lock()
-        self._closing = threading.Event()
-        handler = type("Bound", (_Handler,), {"receiver": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), daemon=True
-        )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def wait_for_close(self) -> None:
-        self._closing.wait(30)
+        return self.origin
 
     def take(self, call: Call) -> Answer:
         """Handle a request; returns status and JSON body."""
@@ -191,12 +171,11 @@ class AnnotationRoom(Receiver):
         return [a["text"] for a in self.annotations.values() if "(open)" in a["text"]]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    receiver: Receiver
+class _Handler(LoopbackHandler):
+    fake: Receiver
 
-    def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+    def respond(self) -> None:
+        raw = self.read_body()
         parts = urlsplit(self.path)
         call = Call(
             self.command,
@@ -205,31 +184,18 @@ class _Handler(BaseHTTPRequestHandler):
             dict(self.headers.items()),
             json.loads(raw) if raw else None,
         )
-        with self.receiver.lock:
-            fault = self.receiver.faults.popleft() if self.receiver.faults else None
-            self.receiver.calls.append(call)
+        with self.fake.lock:
+            fault = self.fake.faults.popleft() if self.fake.faults else None
+            self.fake.calls.append(call)
             taken = fault in {None, "lost"}
-            status, body = self.receiver.take(call) if taken else (fault, {"message": "no"})
+            status, body = self.fake.take(call) if taken else (fault, {"message": "no"})
         if isinstance(fault, str):
-            self._break_off(fault)
+            if fault == "silent":
+                self.fake.wait_for_close()
+            self.hang_up()
             return
         data = b"" if body is None else json.dumps(body).encode()
-        self.send_response(int(status or 500))
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        if fault is not None and self.receiver.retry_after:
-            self.send_header("Retry-After", self.receiver.retry_after)
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_PATCH = do_DELETE = do_POST  # noqa: N815 — named by the base
-
-    def _break_off(self, fault: str) -> None:
-        if fault == "silent":
-            self.receiver.wait_for_close()
-        self.close_connection = True
-        with suppress(OSError):  # the client may have gone first
-            self.connection.shutdown(SHUT_RDWR)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — named by the base
-        """Say nothing."""
+        headers = [("Content-Type", "application/json")]
+        if fault is not None and self.fake.retry_after:
+            headers.append(("Retry-After", self.fake.retry_after))
+        self.answer(int(status or 500), data, *headers)
