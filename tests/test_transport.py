@@ -11,15 +11,26 @@ from typing import Any
 import aiokafka
 import faust
 import pytest
+from aiokafka.codec import lz4_encode
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 from pipeline.app import build_faust
 from pipeline.config import KafkaSettings
 from pipeline.errors import Fenced
 from pipeline.producing import produce
 from pipeline.topics import create_topics
-from pipeline.transport import Batch, Consumer, OffsetLog, assert_compiled, to_batch
+from pipeline.transport import (
+    LZ4_LEVEL,
+    Batch,
+    Consumer,
+    OffsetLog,
+    assert_compiled,
+    to_batch,
+)
 
+#: Bytes of a batch's header.
+_RECORDS_AT = 61
 VALUES = [b'{"event.id": "%d"}' % i for i in range(3_000)]
 
 
@@ -137,6 +148,22 @@ def test_what_we_use_of_private_api_is_still_there() -> None:
     parent = inspect.getsource(Consumer.__mro__[1].getmany)
     for name in ("_wait_next_records", "perform_seek", "_buffered_partitions"):
         assert name in parent or hasattr(Consumer, name)
+
+
+def test_what_is_published_is_packed_fast() -> None:
+    value = b"".join(VALUES)
+    builder = DefaultRecordBatchBuilder(
+        2, DefaultRecordBatch.CODEC_LZ4, 0, -1, -1, -1, len(value) * 2
+    )
+    builder.append(0, 0, None, value, [])
+    packed = builder.build()
+    record = next(iter(DefaultRecordBatch(packed)))
+    assert record.value == value
+    unpacked = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, len(value) * 2)
+    unpacked.append(0, 0, None, value, [])
+    plain = bytes(unpacked.build())[_RECORDS_AT:]
+    assert bytes(packed[_RECORDS_AT:]) == lz4_encode(plain, LZ4_LEVEL)
+    assert bytes(packed[_RECORDS_AT:]) != lz4_encode(plain)
 
 
 def test_faust_is_compiled() -> None:
