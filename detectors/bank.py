@@ -70,7 +70,7 @@ SUSPECTED_ALARMS = 10
 LEAST_LOG_EVIDENCE = -1e3
 
 #: Of the snapshot's form.
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,10 @@ SIGNALS: tuple[Signal, ...] = tuple(s for s in Signal if s in COUNTED or s in ME
 FAMILIES: tuple[Family, ...] = tuple(f for f in Family if f in {FAMILY_OF[s] for s in SIGNALS})
 _MEMBERS = [[i for i, s in enumerate(SIGNALS) if FAMILY_OF[s] == f] for f in FAMILIES]
 _FAMILY = np.array([FAMILIES.index(FAMILY_OF[s]) for s in SIGNALS])
-_MEASURED = tuple(s for s in SIGNALS if s in MEASURED)
+#: Histogram → the signals that count on it.
+_MEASURED = {
+    name: tuple(s for s in SIGNALS if MEASURED.get(s) == name) for name in MEASURED.values()
+}
 _RISING: Bools = np.array([s in RISING for s in SIGNALS])
 
 
@@ -75,7 +78,7 @@ class RateFamilies(FamilyGroup[Tally]):
         # lasted for weeks would otherwise hide a large one behind its average.
         self._beyond = RateDetector(BEYOND, 0)
         self._reference = RateReference(reference, 0)
-        self._tails = TailEdges(reference.learn, 0, _MEASURED)
+        self._tails = {n: TailEdges(reference.learn, 0, s) for n, s in _MEASURED.items()}
         # What the detectors say, kept so that it is worked out once for each update.
         self._log_e: Floats = np.zeros(0)
         self._log_e_beyond: Floats = np.zeros(0)
@@ -85,7 +88,8 @@ class RateFamilies(FamilyGroup[Tally]):
         self._detector.resize(streams)
         self._beyond.resize(streams)
         self._reference.resize(streams)
-        self._tails.resize(rows)
+        for tails in self._tails.values():
+            tails.resize(rows)
         new = np.arange(len(self._log_e), streams)
         self._log_e = np.concatenate([self._log_e, self._detector.log_evidence(new)])
         self._log_e_beyond = np.concatenate([self._log_e_beyond, self._beyond.log_evidence(new)])
@@ -108,13 +112,15 @@ class RateFamilies(FamilyGroup[Tally]):
         count = np.zeros((len(rows), len(SIGNALS)), np.int64)
         total = np.zeros_like(count)
         for at, signal in enumerate(SIGNALS):
-            if signal in COUNTED:
-                # Of what the packet was made without, nothing was counted; not: it never happened.
-                if view.columns.keys() >= set(COUNTED[signal]):
-                    count[:, at], total[:, at] = (view.columns[name] for name in COUNTED[signal])
-            elif (histogram := view.histograms.get(MEASURED[signal])) is not None:
-                beyond = self._tails.count(rows, _MEASURED.index(signal), histogram)
-                count[:, at], total[:, at] = beyond
+            # Of what the packet was made without, nothing was counted; not: it never happened.
+            if signal in COUNTED and view.columns.keys() >= set(COUNTED[signal]):
+                count[:, at], total[:, at] = (view.columns[name] for name in COUNTED[signal])
+        for name, tails in self._tails.items():
+            if (histogram := view.histograms.get(name)) is not None:
+                beyond, known = tails.count(rows, histogram)
+                for signal, each in zip(_MEASURED[name], beyond, strict=True):
+                    at = SIGNALS.index(signal)
+                    count[:, at], total[:, at] = each, known
         return Tally(count, total)
 
     def _update(
@@ -199,7 +205,7 @@ class RateFamilies(FamilyGroup[Tally]):
         """What a lead says of the quantile beyond which its signal counts."""
         if signal not in MEASURED:
             return {"edge": None}
-        edges = self._tails.edges(row, _MEASURED.index(signal))
+        edges = self._tails[MEASURED[signal]].edges(row, signal)
         if signal in CLASSED:
             return {"edge": None, "edges": tuple(-1.0 if e is None else e for e in edges)}
         return {"edge": edges[0]}
@@ -229,7 +235,8 @@ class RateFamilies(FamilyGroup[Tally]):
         streams = _streams(rows)
         self._forget(streams)
         self._reference.reset(streams)
-        self._tails.reset(rows)
+        for tails in self._tails.values():
+            tails.reset(rows)
 
     def outdate(self, version: int) -> None:
         """Nothing: these references are learned here."""
@@ -281,14 +288,15 @@ class RateFamilies(FamilyGroup[Tally]):
             "detector": self._detector.snapshot(),
             "beyond": self._beyond.snapshot(),
             "reference": self._reference.snapshot(),
-            "tails": self._tails.snapshot(),
+            **{f"tails_{name}": tails.snapshot() for name, tails in self._tails.items()},
         }
 
     def restore(self, parts: Mapping[str, Mapping[str, npt.NDArray[np.generic]]]) -> None:
         self._detector.restore(parts["detector"])
         self._beyond.restore(parts["beyond"])
         self._reference.restore(parts["reference"])
-        self._tails.restore(parts["tails"])
+        for name, tails in self._tails.items():
+            tails.restore(parts[f"tails_{name}"])
         streams = np.arange(self._detector.rows)
         self._log_e = self._detector.log_evidence(streams)
         self._log_e_beyond = self._beyond.log_evidence(streams)

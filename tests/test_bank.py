@@ -266,6 +266,10 @@ def rates(bank: Bank) -> RateFamilies:
     return group
 
 
+def edges(bank: Bank) -> list[float | None]:
+    return rates(bank)._tails["first_chunk_ms"].edges(0, Signal.SLOW_FIRST_CHUNK)
+
+
 def stored(bank: Bank, route: str, signal: Signal, count: str, total: str) -> Rate:
     row = bank._monitors.row(Monitor((Dimension.ROUTE,), (route,)))
     arrays, at = rates(bank)._reference.snapshot(), row * len(SIGNALS) + SIGNALS.index(signal)
@@ -384,10 +388,10 @@ def test_what_is_slow_is_settled_on_events_that_the_reference_is_not_learned_fro
     first = {10: 269, 20: 1, 30: 29}
     bank.update(packet(1, [counts("support", 299, START_MS, first_chunk_ms=first)]))
     assert bank.snapshot() == Bank.restore(CONFIG, bank.snapshot()).snapshot()
-    assert rates(bank)._tails.edges(0, 0) == [None]
+    assert edges(bank) == [None]
     # One more makes 300, of which 270 lie at or below bucket 20: the smallest such bucket.
     bank.update(packet(2, [counts("support", 1, START_MS, first_chunk_ms={30: 1})]))
-    assert rates(bank)._tails.edges(0, 0) == [2 ** (21 / 32)]
+    assert edges(bank) == [2 ** (21 / 32)]
     assert pending(bank, "support", Signal.SLOW_FIRST_CHUNK) == Rate(0, 0)
     later = {20: 250, 21: 40, 30: 10}
     bank.update(packet(3, [counts("support", 300, START_MS, first_chunk_ms=later)]))
