@@ -14,6 +14,7 @@ generation in which its chunk was fetched, and fails in any other.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
@@ -31,6 +32,8 @@ from faust.types import TP, ConsumerMessage
 
 from pipeline.core.chunk import Record
 from pipeline.errors import Fenced, KizashiError, SinkUnavailable
+
+logger = logging.getLogger(__name__)
 
 #: Kafka's type of a record's timestamp; nothing here asks who set it.
 CREATE_TIME = 0
@@ -85,14 +88,24 @@ class Consumer(driver.Consumer):
         if fetched is None or self.should_stop:
             return
         if not self.flow_active:
-            # Fetched across a rebalance: as Faust does, start again from the committed offsets.
-            await self.perform_seek()
+            await self._seek_back()
             return
         for tp, records in fetched.items():
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return
             if records and (active is None or tp in active or tp in self._buffered_partitions):
                 yield tp, self._to_chunk(tp, records, generation)
+
+    async def _seek_back(self) -> None:
+        """Start again from the committed offsets: what was fetched came across a rebalance.
+
+        A partition may be taken from us meanwhile, and the coordinator may be away. Neither
+        matters: at the end of the rebalance Faust seeks what is ours then.
+        """
+        try:
+            await self.perform_seek()
+        except (IllegalStateError, KafkaError) as error:
+            logger.info("cannot seek during a rebalance: %s", error)
 
     def _to_chunk(self, tp: TP, records: list[Record], generation: int) -> ConsumerMessage:
         first = records[0]

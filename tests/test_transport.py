@@ -13,10 +13,13 @@ import faust
 import pytest
 from aiokafka.codec import lz4_encode
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import IllegalStateError
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from faust.types import TP
 
 from pipeline.app import build_faust
 from pipeline.config import KafkaSettings
+from pipeline.core.chunk import Record
 from pipeline.errors import Fenced
 from pipeline.producing import produce
 from pipeline.topics import create_topics
@@ -130,6 +133,26 @@ async def test_a_second_worker_fences_the_first_and_starts_at_the_declared_range
             with pytest.raises(Fenced):
                 await offsets.write(topic, theirs[0].partition, 50, "", old)
             assert tuple(await offsets.read(topic, theirs[0].partition)) == (7, "7-11")
+
+
+async def test_a_partition_that_goes_during_a_rebalance_does_not_end_the_worker(
+    kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, _ = listening(kafka_settings)
+    consumer, sought = app.consumer, []
+
+    async def fetch(_timeout: float) -> tuple[dict[Any, Any], None]:
+        return {TP(kafka_settings.events_topic, 0): [Record(0, 0, b"{}")]}, None
+
+    async def seek() -> None:
+        sought.append(True)
+        raise IllegalStateError("No current assignment")
+
+    monkeypatch.setattr(consumer, "_wait_next_records", fetch)
+    monkeypatch.setattr(consumer, "perform_seek", seek)
+    consumer.flow_active = False
+    assert [each async for each in consumer.getmany(1.0)] == []
+    assert sought
 
 
 def test_what_we_use_of_private_api_is_still_there() -> None:
