@@ -7,6 +7,7 @@ commits by itself, when the effects of what it commits are stored.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,8 +16,10 @@ from typing import Any, NoReturn
 
 import faust
 
+from pipeline.build import build_letter_policy
 from pipeline.config import Config, KafkaSettings
 from pipeline.core.chunk import DeadLetter
+from pipeline.core.redaction import RecordPolicy, redact_record
 from pipeline.errors import SinkUnavailable
 from pipeline.process import settle_process
 from pipeline.topics import bootstrap_addresses, check_transport, tls_context
@@ -83,13 +86,17 @@ class TopicPublisher:
 
     app: faust.App
     kafka: KafkaSettings
+    policy: RecordPolicy
 
     async def publish_signals(self, partition: int, packets: Sequence[SignalPacket]) -> None:
         topic = self.kafka.signals_topic
         await self._send_all(topic, [(encode_packet(p), partition, {}) for p in packets])
 
     async def publish_deadletters(self, source: Source, deadletters: Sequence[DeadLetter]) -> None:
-        messages = [(d.rejected.raw, None, _headers(source, d)) for d in deadletters]
+        messages = [
+            (redact_record(d.rejected.raw, self.policy), None, _headers(source, d))
+            for d in deadletters
+        ]
         await self._send_all(self.kafka.deadletter_topic, messages)
 
     async def publish_alarms(self, alarms: Sequence[Alarm]) -> None:
@@ -121,6 +128,8 @@ def _headers(source: Source, letter: DeadLetter) -> dict[str, bytes]:
         "topic": source.topic.encode(),
         "partition": str(source.partition).encode(),
         "offset": str(letter.record.offset).encode(),
+        "bytes": str(len(letter.rejected.raw)).encode(),
+        "sha256": hashlib.sha256(letter.rejected.raw).hexdigest().encode(),
         "written_ms": str(letter.record.written_ms).encode(),
     }
 
@@ -189,7 +198,7 @@ def run_worker(config: Config) -> NoReturn:
         SinkUnavailable: Kafka or ClickHouse does not answer.
     """
     app = build_faust(config.kafka)
-    state = WorkerState(config, app, TopicPublisher(app, config.kafka))
+    state = WorkerState(config, app, TopicPublisher(app, config.kafka, build_letter_policy(config)))
     worker = faust.Worker(
         build_app(app, state), loglevel="INFO", redirect_stdouts=False, stdout=sys.stderr
     )

@@ -11,11 +11,19 @@ from detectors.bank import BankConfig, Material
 from detectors.bank_extra import ExtraConfig
 from detectors.reference import ReferenceConfig
 from detectors.river_rates import RiverConfig, RiverKind
-from pipeline.config import Config, ExtraSettings, NotifySettings
+from pipeline.config import (
+    Config,
+    ExtraSettings,
+    NotifySettings,
+    PrivacySettings,
+    read_key_file,
+)
 from pipeline.core.answers import Embedding
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
+from pipeline.core.redaction import RecordPolicy
 from pipeline.core.step import Reading, StepConfig
+from pipeline.core.users import UserKey
 from pipeline.encoders.embedding import CarriedVectors, EncodedTexts
 from pipeline.encoders.static import StaticEncoder
 from pipeline.encoders.transformer import TransformerEncoder
@@ -36,7 +44,7 @@ DAY_MS = 86_400_000
 def build_step_config(config: Config, signals_partitions: int) -> StepConfig:
     """What the chunk step needs of the configuration."""
     ingest = config.ingest
-    key = config.privacy.user_key
+    keys = read_user_keys(config.privacy)
     return StepConfig(
         groupings=ingest.groupings,
         limits=CodecLimits(
@@ -48,8 +56,30 @@ def build_step_config(config: Config, signals_partitions: int) -> StepConfig:
         signals_partitions=signals_partitions,
         store_texts=ingest.store_texts,
         judge_texts=ingest.judge_texts,
-        user_key=key.get_secret_value().encode() if key else None,
+        user_key=keys[-1] if keys else None,
+        redact=frozenset(config.privacy.redact),
     )
+
+
+def read_user_keys(privacy: PrivacySettings) -> list[UserKey]:
+    """Return the keys of user ids, from the oldest version to the newest.
+
+    Raises:
+        ConfigError: the file cannot be read, or a version has two keys.
+    """
+    keys = {name: each.get_secret_value() for name, each in privacy.user_keys.items()}
+    if privacy.user_keys_file is not None:
+        read = read_key_file(privacy.user_keys_file)
+        if twice := keys.keys() & read.keys():
+            raise ConfigError(f"privacy.user_keys: {', '.join(sorted(twice))} has two keys")
+        keys |= read
+    ordered = sorted(keys, key=lambda version: int(version[1:]))
+    return [UserKey(version, keys[version].encode()) for version in ordered]
+
+
+def build_letter_policy(config: Config) -> RecordPolicy:
+    """What of a refused record may be kept."""
+    return RecordPolicy(frozenset(config.privacy.redact), config.ingest.store_texts)
 
 
 def build_bank_config(config: Config, signals_partitions: int) -> BankConfig:

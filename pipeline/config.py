@@ -23,6 +23,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -31,6 +32,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from pipeline.errors import ConfigError
 from schemas.monitor import DEFAULT_GROUPINGS, Dimension, Grouping, grouping_name, parse_grouping
+from schemas.sensitive import Kind
 from schemas.signal import Family, Signal
 
 ENV_PREFIX = "KIZASHI_"
@@ -498,9 +500,23 @@ class WebSettings(Section):
         return self
 
 
+#: Shorter, it can be guessed, and then the hash of every id there may be can be made.
+MIN_KEY_CHARACTERS = 16
+KeyVersion = Annotated[str, Field(pattern=r"^k[1-9][0-9]{0,5}$")]
+UserKeyText = Annotated[SecretStr, Field(min_length=MIN_KEY_CHARACTERS)]
+
+
 class PrivacySettings(Section):
-    #: Key of the HMAC by which user ids are stored. Without one they are not stored at all.
-    user_key: SecretStr | None = None
+    """What is stored of people."""
+
+    #: Keys of the HMAC by which user ids are stored, by version: ``k1``, ``k2``, … The newest
+    #: hashes; the others are kept so that `kizashi erase` finds what they have hashed. Without
+    #: any, user ids are not stored at all.
+    user_keys: dict[KeyVersion, UserKeyText] = Field(default_factory=dict)
+    #: More of them, as lines of TOML: ``k2 = "…"``.
+    user_keys_file: Path | None = None
+    #: What is replaced by its kind in texts, attributes, errors and dead letters.
+    redact: tuple[Kind, ...] = tuple(Kind)
 
 
 class PriceSettings(Section):
@@ -603,6 +619,27 @@ def _read_file(path: Path | None) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {file}: {error}") from None
+
+
+_KeyFile = TypeAdapter(dict[KeyVersion, UserKeyText])
+
+
+def read_key_file(file: Path) -> dict[str, str]:
+    """Read a file of keys by their versions.
+
+    Raises:
+        ConfigError: it cannot be read, or what it holds are no such keys; none is quoted.
+    """
+    try:
+        keys = _KeyFile.validate_python(tomllib.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"privacy.user_keys_file: cannot read {file}: {error}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError):
+        raise ConfigError(
+            f'privacy.user_keys_file: {file} needs lines as k1 = "…", with keys of at least'
+            f" {MIN_KEY_CHARACTERS} characters"
+        ) from None
+    return {version: key.get_secret_value() for version, key in keys.items()}
 
 
 def _check_environment() -> None:

@@ -17,6 +17,7 @@ from pipeline.core.dedup import SeenIds
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
 from pipeline.core.step import StepConfig, admit, derive_effects
+from pipeline.core.users import UserKey
 from pipeline.sinks.arrow import SCHEMAS, to_array, to_table
 from schemas.clickhouse import read_migrations
 from schemas.codec import CodecLimits
@@ -91,7 +92,9 @@ def test_a_value_that_no_column_can_hold_is_an_error_and_not_another_value() -> 
 
 
 def effects_tables(seed: int) -> dict[str, pa.Table]:
-    config = StepConfig(DEFAULT_GROUPINGS, CodecLimits(), store_texts=True, user_key=b"k")
+    config = StepConfig(
+        DEFAULT_GROUPINGS, CodecLimits(), store_texts=True, user_key=UserKey("k1", b"k")
+    )
     chunk = make_chunk([to_bytes(e) for e in make_traffic(seed, 300)])
     admission = admit(chunk, config.limits, SeenIds(1_000))
     effects = derive_effects(admission, config, Pricer(PRICES), MonitorRegistry(1_000))

@@ -120,7 +120,7 @@ RULES = (
     # Linear time is what keeps a hostile text from stopping the worker.
     Rule(
         "pipeline.core.redaction",
-        ours=("pipeline.core.redaction",),
+        ours=("pipeline.core.redaction", "schemas.sensitive"),
         libraries=("re2",),
         forbidden=PURE,
     ),

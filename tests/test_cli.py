@@ -16,7 +16,7 @@ from tests.support.kafka import KafkaServer
 from tests.test_worker import refusing_hour
 
 ROOT = Path(__file__).parents[1]
-CANARY = "canary-77c1"
+CANARY = "canary-77c1-ab83f0d2"
 
 
 def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,9 +59,9 @@ def test_an_unknown_key_ends_in_one_line(tmp_path: Path) -> None:
 
 
 def test_config_show_masks_secrets(tmp_path: Path) -> None:
-    shown = run(tmp_path, "config", "show", KIZASHI_PRIVACY__USER_KEY=CANARY)
+    shown = run(tmp_path, "config", "show", KIZASHI_PRIVACY__USER_KEYS__K1=CANARY)
     assert shown.returncode == 0
-    assert json.loads(shown.stdout)["privacy"]["user_key"] == "**********"
+    assert json.loads(shown.stdout)["privacy"]["user_keys"] == {"k1": "**********"}
     assert CANARY not in shown.stdout + shown.stderr
 
 

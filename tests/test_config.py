@@ -13,7 +13,7 @@ from schemas.monitor import DEFAULT_GROUPINGS
 from schemas.signal import Family
 
 CONFIGS = Path(__file__).parent / "configs"
-CANARY = "canary-3f9a"
+CANARY = "canary-3f9a-5be1c044"
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         "CLICKHOUSE__PASSWORD",
         "NOTIFY__PAGERDUTY__ROUTING_KEY",
         "NOTIFY__WEBHOOK__SECRET",
-        "PRIVACY__USER_KEY",
+        "PRIVACY__USER_KEYS__K1",
     ):
         monkeypatch.setenv(f"KIZASHI_{name}", CANARY)
     config = load_config()

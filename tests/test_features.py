@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 
 import numpy as np
@@ -15,7 +13,6 @@ from pipeline.core.features import (
     TOKEN_FIELDS,
     Features,
     extract_features,
-    hash_users,
 )
 from pipeline.core.pricing import Pricer
 from schemas.monitor import DIMENSIONS
@@ -156,18 +153,3 @@ def test_time_per_token_leaves_out_the_first_token_of_a_stream() -> None:
 def test_time_per_token_is_not_known(fields: dict) -> None:
     given = {"duration_s": 3.0, "output_tokens": 100} | fields
     assert math.isnan(feature("token_s", **given))
-
-
-# --- Users -----------------------------------------------------------------------------------
-
-
-def test_users_are_hashed_with_the_key() -> None:
-    hashes = hash_users(["ada", None, "", "太郎", "ada"], b"key").decode()
-    assert hashes[0] == hmac.new(b"key", b"ada", hashlib.sha256).hexdigest()[:32]
-    assert hashes[0] == hashes[4] != hashes[3]
-    assert hashes[1] == hashes[2] == ""
-    assert hash_users(["ada"], b"another key").decode() != hashes[:1]
-
-
-def test_without_a_key_users_are_not_kept_at_all() -> None:
-    assert hash_users(["ada", None], None).decode() == ["", ""]

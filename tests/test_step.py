@@ -16,6 +16,7 @@ from pipeline.core.dedup import SeenIds
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
 from pipeline.core.step import Admission, StepConfig, admit, derive_effects
+from pipeline.core.users import UserKey
 from pipeline.sinks.arrow import to_table
 from schemas.codec import CodecLimits
 from schemas.monitor import DEFAULT_GROUPINGS
@@ -152,10 +153,10 @@ def test_a_missing_value_is_null_and_a_missing_text_is_empty() -> None:
 
 def test_users_are_never_in_the_rows() -> None:
     admission = admit_all(make_raw("a", user="ada lovelace"))
-    for config in (CONFIG, structs.replace(CONFIG, user_key=b"key")):
+    for config in (CONFIG, structs.replace(CONFIG, user_key=UserKey("k1", b"key"))):
         effects = derive(admission, config)
         assert b"ada" not in pickle.dumps([effects.requests, effects.rollups, effects.packets])
-    assert len(column(effects.requests, "user_hash")[0]) == 32
+    assert len(column(effects.requests, "user_hash")[0]) == len("k1:") + 32
 
 
 def test_texts_are_kept_only_when_asked_for() -> None:

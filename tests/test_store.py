@@ -22,6 +22,7 @@ from pipeline.core.histogram import find_buckets, quantile
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import RATE_MAX, TOKENS_MAX, Pricer
 from pipeline.core.step import Admission, StepConfig, admit, derive_effects
+from pipeline.core.users import UserKey
 from pipeline.errors import PermanentError, RetryableError, RowsRefused, SinkUnavailable
 from pipeline.sinks.clickhouse import QueryFailed, Store
 from pipeline.sinks.detections import DetectionStore
@@ -51,7 +52,9 @@ from tests.support.events import (
 )
 from tests.support.pagerduty import ALARM, make_incident, make_notification
 
-CONFIG = StepConfig(DEFAULT_GROUPINGS, CodecLimits(), store_texts=True, user_key=b"key")
+CONFIG = StepConfig(
+    DEFAULT_GROUPINGS, CodecLimits(), store_texts=True, user_key=UserKey("k1", b"key")
+)
 #: The events of the tests are of a fixed day, and must outlive it.
 TTL_DAYS = 10_000
 ROUTE = (Dimension.ROUTE,)
@@ -247,7 +250,7 @@ def test_every_column_comes_back(shared: Store, requests: RequestStore, topic: s
     effects = effects_of(make_chunk([raw], 41, topic=topic, epoch="e1", partition=3))
     store_all(requests, effects)
     row = only_row(shared, "SELECT * FROM requests WHERE topic = {topic:String}", topic=topic)
-    assert len(row.pop("user_hash")) == 32
+    assert len(row.pop("user_hash")) == len("k1:") + 32
     assert row == {
         "event_time": utc(NOW_MS + 7),
         "event_id": "注文-1",

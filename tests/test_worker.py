@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import zlib
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import TopicSettings
+from pipeline.core.redaction import RecordPolicy, redact_record
 from pipeline.producing import produce
 from pipeline.referencing import reset
 from pipeline.sinks.references import ReferenceStore
@@ -182,7 +184,11 @@ def test_bad_input_is_dead_lettered_and_its_neighbours_are_stored(stack: Stack) 
     )
     letters = consume(stack.kafka, stack.kafka.deadletter_topic)
     got = sorted((dict(r.headers)["reason"].decode(), r.value or b"") for r in letters)
-    assert got == sorted([*bad, ("tombstone", b"")])
+    kept = [(reason, redact_record(raw, RecordPolicy())) for reason, raw in bad]
+    assert got == sorted([*kept, ("tombstone", b"")])
+    assert {dict(r.headers)["sha256"].decode() for r in letters} == {
+        hashlib.sha256(raw).hexdigest() for raw in (*(raw for _, raw in bad), b"")
+    }
     assert stack.count("SELECT sum(requests) FROM rollup_1m WHERE grouping = 'route'") == len(good)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -18,9 +16,9 @@ from pipeline.core.chunk import (
     MapColumn,
     code_values,
     merge_empty,
-    repeat_value,
 )
 from pipeline.core.pricing import Costs, Pricer, UsageColumns
+from pipeline.core.redaction import Kind, redact_texts
 from pipeline.core.refusal import Refusal, RefusalSource, decide_refusals
 from pipeline.core.traits import ABSENT, Outcomes, Traits, find_traits
 from schemas.event import Event, Received
@@ -231,22 +229,16 @@ def _time_per_token(
     return np.where(usable, generation / np.maximum(count, 1), np.nan)
 
 
-def code_attributes(attributes: Sequence[dict[str, str]]) -> MapColumn:
-    """Return keys outside the contract as one column; most chunks have none."""
+def code_attributes(attributes: Sequence[dict[str, str]], redact: Collection[Kind]) -> MapColumn:
+    """Return keys outside the contract as one column, redacted: nobody has said what is in them.
+
+    Most chunks have none.
+    """
     sizes = np.fromiter(map(len, attributes), np.int32, len(attributes))
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
     held = [each for each in attributes if each]
     keys = [key for each in held for key in each]
-    return MapColumn(offsets, keys, [value for each in held for value in each.values()])
-
-
-def hash_users(users: Sequence[str | None], key: bytes | None) -> CodedColumn:
-    """Return each user's HMAC-SHA256, hex, cut to 128 bits; empty without a key or a user."""
-    if key is None:
-        return repeat_value("", len(users))
-    known = {u: _hash_user(u, key) for u in set(users) if u}
-    return code_values([known[u] if u else "" for u in users])
-
-
-def _hash_user(user: str, key: bytes) -> str:
-    return hmac.new(key, user.encode(), hashlib.sha256).hexdigest()[:32]
+    values = [value for each in held for value in each.values()]
+    distinct = list({*keys, *values})
+    stored = dict(zip(distinct, redact_texts(distinct, redact), strict=True))
+    return MapColumn(offsets, [stored[key] for key in keys], [stored[value] for value in values])

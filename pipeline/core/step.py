@@ -21,6 +21,7 @@ from pipeline.core.chunk import (
     ListColumn,
     MoneyColumn,
     Record,
+    code_values,
     repeat_value,
 )
 from pipeline.core.dedup import SeenIds
@@ -29,15 +30,16 @@ from pipeline.core.features import (
     Features,
     code_attributes,
     extract_features,
-    hash_users,
 )
 from pipeline.core.fingerprints import DIRECTIONS, ReferenceSet, select_sample, take_fingerprints
 from pipeline.core.monitors import MonitorRegistry, Split, split_events
 from pipeline.core.pricing import Pricer
+from pipeline.core.redaction import EVERY_KIND, Kind, redact_texts
 from pipeline.core.relevance import mark_answers
 from pipeline.core.rollup import roll_up
 from pipeline.core.signals import Packets, Vectors, pack_signals, pack_signals_in_steps
 from pipeline.core.traits import ABSENT
+from pipeline.core.users import UserKey, hash_users
 from schemas.codec import CodecLimits, decode_events
 from schemas.event import Received
 from schemas.monitor import DIMENSIONS, Dimension, Grouping
@@ -56,7 +58,9 @@ class StepConfig(Struct, frozen=True):
     store_texts: bool = False
     #: Whether the words of an answer are heard as a witness of refusal.
     judge_texts: bool = True
-    user_key: bytes | None = None
+    user_key: UserKey | None = None
+    #: What is replaced in texts, attributes and kinds of errors before they are stored.
+    redact: frozenset[Kind] = EVERY_KIND
 
 
 class Reading(Struct, frozen=True):
@@ -142,7 +146,7 @@ def derive_effects(
     )
     if not admission.received:
         return ChunkEffects(source, counts, {}, None, None, {}, letters, {})
-    features = extract_features(admission.received, pricer, config.judge_texts)
+    features = _redact(extract_features(admission.received, pricer, config.judge_texts), config)
     splits = split_events(features.dimensions, config.groupings, registry)
     answers = read_answers(features, reading.embedding) if reading else None
     fingerprints = _take_fingerprints(features, answers, reading)
@@ -150,13 +154,24 @@ def derive_effects(
     return ChunkEffects(
         source=source,
         counts=counts,
-        requests=_request_rows(admission, features, fingerprints, config.user_key),
-        texts=_text_rows(admission) if config.store_texts else None,
+        requests=_request_rows(admission, features, fingerprints, config),
+        texts=_text_rows(admission, config) if config.store_texts else None,
         samples=_sample_rows(admission, features, answers, reading),
         rollups=roll_up(features, splits, admission.records[-1].written_ms),
         deadletters=letters,
         packets=_pack(admission, features, splits, fingerprints, config),
     )
+
+
+def _redact(features: Features, config: StepConfig) -> Features:
+    """Kinds of errors are names, but some gateways put the provider's whole message there."""
+    errors = features.error_types
+    values = redact_texts(errors.values, config.redact)
+    if values == errors.values:
+        return features
+    kinds = code_values(values)
+    column = CodedColumn(kinds.codes[errors.codes], kinds.values)
+    return structs.replace(features, error_types=column)
 
 
 def _take_fingerprints(
@@ -200,7 +215,7 @@ def _request_rows(
     admission: Admission,
     features: Features,
     fingerprints: Vectors | None,
-    user_key: bytes | None,
+    config: StepConfig,
 ) -> Columns:
     source, n, read = admission.source, len(features), features.fields
     traits = features.traits
@@ -235,8 +250,8 @@ def _request_rows(
         "time_to_first_chunk_s": read["time_to_first_chunk_s"],
         "time_per_token_s": np.ma.masked_invalid(features.token_s),
         "fingerprint": _fingerprint_column(fingerprints, n),
-        "user_hash": hash_users(read["user"], user_key),
-        "attributes": code_attributes([r.attributes for r in admission.received]),
+        "user_hash": hash_users(read["user"], config.user_key),
+        "attributes": code_attributes([r.attributes for r in admission.received], config.redact),
         "record_time": [r.written_ms for r in admission.records],
         "topic": repeat_value(source.topic, n),
         "epoch": repeat_value(source.epoch, n),
@@ -286,7 +301,7 @@ def _vector_column(vectors: npt.NDArray[np.float32]) -> ListColumn:
     return ListColumn(np.arange(n + 1, dtype=np.int32) * width, vectors.ravel())
 
 
-def _text_rows(admission: Admission) -> Columns | None:
+def _text_rows(admission: Admission, config: StepConfig) -> Columns | None:
     kept = [
         (record, r)
         for record, r in zip(admission.records, admission.received, strict=True)
@@ -297,7 +312,9 @@ def _text_rows(admission: Admission) -> Columns | None:
     return {
         "event_time": [r.time_ms for _, r in kept],
         "event_id": [r.event.event_id for _, r in kept],
-        "prompt_text": [r.event.prompt_text or "" for _, r in kept],
-        "response_text": [r.event.response_text or "" for _, r in kept],
+        "prompt_text": redact_texts([r.event.prompt_text or "" for _, r in kept], config.redact),
+        "response_text": redact_texts(
+            [r.event.response_text or "" for _, r in kept], config.redact
+        ),
         "record_time": [record.written_ms for record, _ in kept],
     }

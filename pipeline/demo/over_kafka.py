@@ -18,6 +18,7 @@ from kafka import KafkaProducer
 
 from pipeline.app import TopicPublisher, build_app, build_faust
 from pipeline.broker import Broker
+from pipeline.build import build_letter_policy
 from pipeline.config import Config, KafkaSettings, TopicSettings
 from pipeline.core.chunk import ChunkCounts
 from pipeline.demo.stage import TOPIC, Stage
@@ -121,7 +122,7 @@ class WorkerThread:
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = build_faust(self._config.kafka)
-        publisher = TopicPublisher(app, self._config.kafka)
+        publisher = TopicPublisher(app, self._config.kafka, build_letter_policy(self._config))
         self._state = WorkerState(self._config, app, publisher, self._store)
         build_app(app, self._state)
         await app.start()

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.core.chunk import ChunkEffects, Columns, DeadLetter
+from pipeline.core.redaction import redact
 from pipeline.errors import RowsRefused
 from pipeline.sinks.arrow import to_table
 from pipeline.sinks.clickhouse import Store
 from schemas.monitor import OTHER, Grouping, Monitor, grouping_name
 from schemas.signal import Source
+
+_WHY_CHARS, _READ_CHARS = 200, 2_000
 
 
 class RequestStore:
@@ -43,7 +46,8 @@ class RequestStore:
             self._store.insert("requests", rows, token)
         except RowsRefused as refused:
             if size == 1:
-                return {first: str(refused)[:200]}
+                # ClickHouse quotes the value that it will not take.
+                return {first: redact(str(refused)[:_READ_CHARS]).text[:_WHY_CHARS]}
             # The halves are the same on every replay, and so are their tokens.
             middle = size // 2
             left = self._store_requests(rows.slice(0, middle), f"{token}/{middle}-", first)

@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.wire.task import Meter, Task, answer, read_task
 from pipeline.app import TopicPublisher, build_app, build_faust
+from pipeline.build import build_letter_policy
 from pipeline.config import Config, load_config
 from pipeline.core.chunk import ChunkCounts
 from pipeline.process import settle_process
@@ -205,7 +206,8 @@ def main() -> None:
     create_topics(config.kafka)
     app = build_faust(config.kafka)
     observer = Paced(task) if task.options.get("mode") == "paced" else Drain(task)
-    state = MeasuredState(config, app, CountingPublisher(app, config.kafka), observer)
+    publisher = CountingPublisher(app, config.kafka, build_letter_policy(config))
+    state = MeasuredState(config, app, publisher, observer)
     worker = faust.Worker(
         build_app(app, state), loglevel="WARNING", redirect_stdouts=False, stdout=sys.stderr
     )

@@ -22,6 +22,9 @@ _RUN = re2.compile(rb"\+?\(?\d(?:[ ().\-/]{0,3}\d){5,}")
 _GROUP = re.compile(rb"\d+")
 #: No number of these kinds has more digits: ISO/IEC 7812-1 allows a card 19.
 _DIGITS_MAX = 19
+_DIGITS_MIN = 6
+_BEHIND_CHARS = 8
+_ZERO = ord("0")
 _CARD_SEPARATORS = {b"", b" ", b"-"}
 #: Prefixes of the networks' numbers, as a range of the first four digits, and their lengths.
 _NETWORKS = (
@@ -45,16 +48,22 @@ _NETWORKS = (
 _CARD_LENGTHS = range(13, 20)
 _CARD_SHAPES = {(4, 6, 5), (4, 6, 4), (4, 4, 5)}
 
-#: What is said before a number, on the text with its likenesses, lower-case.
+#: What is said before a number, on the text with its likenesses, in any case.
 _CONTEXT_CHARS = 24
 _SAYS_PHONE = re.compile(
     r"tel\b|phone|mobile|\bcell\b|\bfax\b|\bcall\b|whatsapp|\bsms\b|\btext (?:me|us)\b|contact"
-    r"|電話|携帯|ケータイ|連絡先|ファックス|ファクス|内線"
+    r"|電話|携帯|ケ-タイ|連絡先|ファックス|ファクス|内線",
+    re.IGNORECASE,
 )
-_SAYS_ACCOUNT = re.compile(r"口座|普通預?金?|当座|貯蓄預金|account (?:number|no)|acct")
-_SAYS_MY_NUMBER = re.compile(r"マイナンバ-|マイナンバー|個人番号|my ?number")
-_SAYS_POSTAL = re.compile(r"〒|郵便番号|postal|\bzip\b|postcode")
-_SAYS_SSN = re.compile(r"\bssn\b|social security")
+#: ``TEL03-1234-5678``: labels that stand at a number without a space.
+_GLUED = re.compile(rb"(?i:tel|phone|fax|mobile|no)\Z")
+_GLUED_CHARS = 6
+_SAYS_ACCOUNT = re.compile(
+    r"口座|普通預?金?|当座|貯蓄預金|account (?:number|no)|acct", re.IGNORECASE
+)
+_SAYS_MY_NUMBER = re.compile(r"マイナンバ-|マイナンバー|個人番号|my ?number", re.IGNORECASE)
+_SAYS_POSTAL = re.compile(r"〒|郵便番号|postal|\bzip\b|postcode", re.IGNORECASE)
+_SAYS_SSN = re.compile(r"\bssn\b|social security", re.IGNORECASE)
 _POSTAL_CONTEXT_CHARS = 12
 _PREFECTURE = re.compile(r"[ ]{0,2}(?:東京都|北海道|京都府|大阪府|[一-龠]{2,3}県)")
 #: The plan of North America: neither the area nor the exchange begins with 0 or 1.
@@ -93,12 +102,41 @@ class _Window(NamedTuple):
     #: What stands before the whole run, and right behind the window.
     before: str
     behind: str
-    #: Whether a plus, or nothing but a bracket, stands before it.
+    #: Whether a plus stands before it.
     plus: bool
 
 
+class _Run(NamedTuple):
+    """Digits and their separators, with what they are part of."""
+
+    plain: bytes
+    alike: str
+    start: int
+    before: str
+    #: Places of the groups of digits.
+    groups: list[tuple[int, int]]
+
+    def has_plus(self, first: int) -> bool:
+        start = self.groups[first][0]
+        return b"+" in self.plain[max(self.start, start - 2) : start]
+
+    def window(self, first: int, end: int) -> _Window:
+        """The groups from `first` up to and without `end`."""
+        groups = self.groups[first:end]
+        return _Window(
+            groups[0][0],
+            groups[-1][1],
+            b"".join(self.plain[a:b] for a, b in groups),
+            tuple(b - a for a, b in groups),
+            tuple(self.plain[left[1] : right[0]] for left, right in pairwise(groups)),
+            self.before,
+            self.alike[groups[-1][1] : groups[-1][1] + _BEHIND_CHARS],
+            self.has_plus(first),
+        )
+
+
 def find_numbers(plain: bytes, alike: str) -> Iterator[Span]:
-    """Find numbers in `plain`; `alike` is the same text with the likenesses in it, lower-case."""
+    """Find numbers in `plain`; `alike` is the same text with the likenesses in it."""
     for run in _RUN.finditer(plain):
         start, end = run.span()
         if _borders_word(plain, start, end):
@@ -118,16 +156,19 @@ def find_ibans(plain: bytes) -> Iterator[Span]:
 
 def _borders_word(plain: bytes, start: int, end: int) -> bool:
     """Whether a letter or an underscore touches the run: then it is part of an identifier."""
-    before, after = plain[start - 1 : start], plain[end : end + 1]
-    return before.isalpha() or before == b"_" or after.isalpha() or after == b"_"
+    before, after = plain[max(0, start - _GLUED_CHARS) : start], plain[end : end + 1]
+    if after.isalpha() or after == b"_" or before.endswith(b"_"):
+        return True
+    return before[-1:].isalpha() and not _GLUED.search(before)
 
 
 def _search_run(plain: bytes, alike: str, start: int, end: int) -> Iterator[Span]:
     groups = [match.span() for match in _GROUP.finditer(plain, start, end)]
-    before = alike[max(0, start - _CONTEXT_CHARS) : start]
+    run = _Run(plain, alike, start, alike[max(0, start - _CONTEXT_CHARS) : start], groups)
+    said = _SAYS_PHONE.search(run.before) is not None
     at = 0
     while at < len(groups):
-        found = _find_at(plain, alike, groups, at, before, start)
+        found = _find_at(run, at) if said or _may_begin(run, at) else None
         if found is None:
             at += 1
             continue
@@ -136,46 +177,33 @@ def _search_run(plain: bytes, alike: str, start: int, end: int) -> Iterator[Span
         at = last + 1
 
 
-def _find_at(
-    plain: bytes,
-    alike: str,
-    groups: list[tuple[int, int]],
-    first: int,
-    before: str,
-    run_start: int,
-) -> tuple[int, Span] | None:
+def _may_begin(run: _Run, first: int) -> bool:
+    """Whether any rule lets a number begin with this group: most groups end here."""
+    start, end = run.groups[first]
+    if end - start > 2 or run.has_plus(first):
+        return True
+    if run.plain[start] == _ZERO:
+        return end - start > 1
+    following = run.groups[first + 1 : first + 2]
+    return bool(following) and following[0][1] - following[0][0] == 3
+
+
+def _find_at(run: _Run, first: int) -> tuple[int, Span] | None:
     """The longest window that begins with this group and is something; and its last group."""
-    windows = list(_windows(plain, alike, groups, first, before, run_start))
-    for last, window in reversed(windows):
+    size, last = 0, first
+    while last < len(run.groups):
+        size += run.groups[last][1] - run.groups[last][0]
+        if size > _DIGITS_MAX:
+            break
+        last += 1
+    for end in range(last, first, -1):
+        window = run.window(first, end)
+        if len(window.digits) < _DIGITS_MIN:
+            return None
         if (kind := _classify(window)) is not None:
             begin = window.start - 1 if window.plus else window.start
-            return last, Span(kind, begin, window.end)
+            return end - 1, Span(kind, begin, window.end)
     return None
-
-
-def _windows(
-    plain: bytes,
-    alike: str,
-    groups: list[tuple[int, int]],
-    first: int,
-    before: str,
-    run_start: int,
-) -> Iterator[tuple[int, _Window]]:
-    start = groups[first][0]
-    plus = b"+" in plain[max(run_start, start - 2) : start]
-    digits = b""
-    shape: tuple[int, ...] = ()
-    separators: tuple[bytes, ...] = ()
-    for last in range(first, len(groups)):
-        begin, end = groups[last]
-        if len(digits) + end - begin > _DIGITS_MAX:
-            return
-        if last > first:
-            separators = (*separators, plain[groups[last - 1][1] : begin])
-        digits += plain[begin:end]
-        shape = (*shape, end - begin)
-        behind = alike[end : end + 8]
-        yield last, _Window(start, end, digits, shape, separators, before, behind, plus)
 
 
 def _classify(window: _Window) -> Kind | None:
@@ -197,7 +225,7 @@ def _is_card(window: _Window) -> bool:
     digits, shape = window.digits, window.shape
     if not _CARD_SEPARATORS.issuperset(window.separators):
         return False
-    even = all(a == b for a, b in pairwise(shape[:-1])) and shape[-1] <= shape[0]
+    even = shape[0] > 3 and all(a == b for a, b in pairwise(shape[:-1])) and shape[-1] <= shape[0]
     if not (even or shape in _CARD_SHAPES):
         return False
     prefix = int(digits[:4])

@@ -6,8 +6,10 @@ text, whatever the text is.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from pipeline.core.redaction.labelled import find_labelled
@@ -36,7 +38,11 @@ def find(text: str, kinds: Collection[Kind] = EVERY_KIND) -> list[Span]:
 
 def redact(text: str, kinds: Collection[Kind] = EVERY_KIND) -> Redacted:
     """Return `text` with ``[kind]`` in place of everything that was found."""
-    spans = find(text, kinds)
+    return replace_spans(text, find(text, kinds))
+
+
+def replace_spans(text: str, spans: Sequence[Span]) -> Redacted:
+    """Replace what was found; `spans` are in order and do not overlap."""
     if not spans:
         return Redacted(text, {})
     parts: list[str] = []
@@ -48,14 +54,23 @@ def redact(text: str, kinds: Collection[Kind] = EVERY_KIND) -> Redacted:
     return Redacted("".join(parts), Counter(span.kind for span in spans))
 
 
-def redact_bytes(raw: bytes, kinds: Collection[Kind] = EVERY_KIND) -> bytes:
-    """Return bytes that were meant to be UTF-8, redacted; unchanged where nothing was found.
+def redact_texts(texts: Sequence[str], kinds: Collection[Kind] = EVERY_KIND) -> list[str]:
+    """Return each as `redact` does. Many are read at once: most hold nothing.
 
-    What cannot be decoded stays as it is, and separates what stands beside it.
+    They are read with a NUL between two. Of a text in which nothing is found that way,
+    not even across its borders, `redact` would find nothing: what goes before and behind
+    can only make patterns match that would not have matched.
     """
-    text = raw.decode("utf-8", "surrogateescape")
-    redacted = redact(text, kinds)
-    return redacted.text.encode("utf-8", "surrogateescape") if redacted.counts else raw
+    if not kinds:
+        return list(texts)
+    done = list(texts)
+    ends = list(accumulate(len(text) + 1 for text in texts))
+    touched: set[int] = set()
+    for span in _search("\0".join(texts)):
+        touched.update(range(bisect_right(ends, span.start), bisect_left(ends, span.end) + 1))
+    for at in touched:
+        done[at] = redact(texts[at], kinds).text
+    return done
 
 
 def _search(text: str) -> Iterator[Span]:
