@@ -14,7 +14,7 @@ import time
 import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 import yaml
@@ -157,6 +157,8 @@ def test_our_settings_are_settings(name: str, monkeypatch: pytest.MonkeyPatch) -
 def assert_is_setting(path: list[str]) -> None:
     model: Any = Config
     for part in path:
+        if get_origin(model) is dict:
+            return  # a key of the user's own
         assert part in model.model_fields, f"{'.'.join(path)} is no setting"
         model = model.model_fields[part].annotation
 
