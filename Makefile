@@ -11,7 +11,7 @@ ARGS ?=
 DATA ?=
 
 BIN := .venv/bin
-LOCKS := requirements/build.txt requirements/runtime.txt requirements/dev.txt
+LOCKS := requirements/build.txt requirements/runtime.txt requirements/gateway.txt requirements/dev.txt
 # The environment is as it should be while this file is newer than what it was made from.
 INSTALLED := .venv/.installed
 # Named, because uv prefers an environment that the shell has activated.
@@ -40,7 +40,7 @@ $(INSTALLED): $(LOCKS) pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		--requirement requirements/build.txt >&2
 	@$(INSTALL) --require-hashes --requirement requirements/runtime.txt \
-		--requirement requirements/dev.txt >&2
+		--requirement requirements/gateway.txt --requirement requirements/dev.txt >&2
 	@# The build backend is already here, so this step never asks the network for one.
 	@$(INSTALL) --no-deps --no-build-isolation --editable . >&2
 	@touch $@
@@ -106,8 +106,10 @@ down:
 .PHONY: lock
 lock: install
 	$(COMPILE) pyproject.toml --output-file requirements/runtime.txt
+	$(COMPILE) pyproject.toml --extra gateway --constraint requirements/runtime.txt \
+		--output-file requirements/gateway.txt
 	$(COMPILE) --group dev --constraint requirements/runtime.txt \
-		--output-file requirements/dev.txt
+		--constraint requirements/gateway.txt --output-file requirements/dev.txt
 	$(COMPILE) --group build --constraint requirements/runtime.txt \
 		--constraint requirements/dev.txt --output-file requirements/build.txt
 	$(COMPILE) pyproject.toml --extra transformers --constraint requirements/runtime.txt \

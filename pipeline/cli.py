@@ -209,6 +209,20 @@ def _with_endpoint(config: Config, port: int | None) -> Config:
 
 
 @cli.command()
+@click.option("--host", help="Address to listen at [default: gateway.host].")
+@click.option("--port", type=click.IntRange(0, 65_535), help="0 is any free port.")
+@configured
+def gateway(config: Config, host: str | None, port: int | None) -> None:
+    """Serve OpenAI's API in front of the configured upstreams; every request makes an event."""
+    try:
+        from gateway.main import run_gateway
+    except ModuleNotFoundError as missing:
+        message = f"no module {missing.name}: install kizashi[gateway]"
+        raise ConfigError(message) from None
+    run_gateway(config, host, port)
+
+
+@cli.command()
 @click.argument("query")
 @click.option("--json", "as_json", is_flag=True, help="An object per row.")
 @configured

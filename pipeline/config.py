@@ -19,8 +19,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AnyHttpUrl,
     AwareDatetime,
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     TypeAdapter,
@@ -31,6 +29,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.errors import ConfigError
+from pipeline.gateway_settings import GatewaySettings
+from pipeline.section import Section
 from schemas.monitor import DEFAULT_GROUPINGS, Dimension, Grouping, grouping_name, parse_grouping
 from schemas.sensitive import Kind
 from schemas.signal import Family, Signal
@@ -38,10 +38,6 @@ from schemas.signal import Family, Signal
 ENV_PREFIX = "KIZASHI_"
 #: Variables with our prefix that are not settings.
 _NOT_SETTINGS = {"KIZASHI_CONFIG"}
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TopicSettings(Section):
@@ -220,7 +216,7 @@ class ExtraSettings(Section):
     streams: Annotated[int, Field(ge=1, le=10_000)] = 200
     #: Events whose rate is one value for it.
     events_per_value: Annotated[int, Field(ge=1, le=65_535)] = 10
-    parameters: dict[str, float | int | str] = {}
+    parameters: dict[str, float | int | str] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -392,7 +388,7 @@ class WindowSettings(Section):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     why: str = ""
     #: Dimension → value; without any, all traffic.
-    labels: dict[Dimension, str] = {}
+    labels: dict[Dimension, str] = Field(default_factory=dict)
     families: tuple[Family, ...] = ()
     start: AwareDatetime | None = None
     end: AwareDatetime | None = None
@@ -543,6 +539,13 @@ class Config(BaseSettings):
     web: WebSettings = WebSettings()
     privacy: PrivacySettings = PrivacySettings()
     prices: PriceSettings = PriceSettings()
+    gateway: GatewaySettings = GatewaySettings()
+
+    @model_validator(mode="after")
+    def _check_gateway(self) -> Config:
+        if not is_loopback(self.gateway.host) and not self.gateway.keys:
+            raise ValueError("gateway.keys: whoever reaches the gateway may use it: set one")
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("schemas", "detectors", "pipeline", "dashboards")
+PACKAGES = ("schemas", "detectors", "pipeline", "dashboards", "gateway")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,16 @@ MATHS = ("numpy", "scipy", "msgspec")
 PURE = (*CLOCKS, *INPUT_OUTPUT)
 CONTRACTS = ("schemas", "pipeline.errors", "pipeline.config")
 CORE = ("detectors", "pipeline.core", "pipeline.incidents")
+#: What the gateway shares with the pipeline: contracts, prices, encoders, how Kafka is reached.
+SHARED = (
+    *CONTRACTS,
+    "pipeline.core.pricing",
+    "pipeline.encoders",
+    "pipeline.gateway_settings",
+    "pipeline.prices",
+    "pipeline.producing",
+    "pipeline.topics",
+)
 
 RULES = (
     Rule("schemas", ours=("schemas",), libraries=("msgspec",), forbidden=PURE),
@@ -95,9 +105,16 @@ RULES = (
     Rule("pipeline.errors", ours=(), libraries=(), forbidden=PURE),
     Rule(
         "pipeline.config",
-        ours=("schemas", "pipeline.errors"),
+        ours=("schemas", "pipeline.errors", "pipeline.gateway_settings", "pipeline.section"),
         libraries=("pydantic", "pydantic_settings"),
         forbidden=STREAMING,
+    ),
+    Rule("pipeline.section", ours=(), libraries=("pydantic",), forbidden=PURE),
+    Rule(
+        "pipeline.gateway_settings",
+        ours=("pipeline.section",),
+        libraries=("pydantic",),
+        forbidden=PURE,
     ),
     Rule("pipeline.topics", ours=CONTRACTS, forbidden=STREAMING),
     Rule("pipeline.broker", ours=(*CONTRACTS, "pipeline.topics"), forbidden=STREAMING),
@@ -131,6 +148,23 @@ RULES = (
     ),
     Rule("pipeline.incidents", ours=(*CONTRACTS, *CORE), libraries=MATHS, forbidden=PURE),
     Rule("pipeline.sinks", ours=(*CONTRACTS, *CORE, "pipeline.sinks"), forbidden=STREAMING),
+    Rule("gateway", ours=("gateway", *SHARED), forbidden=STREAMING),
+    # What the gateway decides, it decides without a clock and without a socket.
+    *(
+        Rule(f"gateway.{module}", ours=("gateway", *SHARED), libraries=("msgspec",), forbidden=PURE)
+        for module in (
+            "anthropic_api",
+            "answer",
+            "asked",
+            "errors",
+            "events",
+            "openai_api",
+            "relay",
+            "routing",
+            "sse",
+            "stages",
+        )
+    ),
     # Reads what is stored and nothing else; of the panels what they say, not Grafana's form.
     Rule(
         "pipeline.web",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -15,6 +16,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 #: Each lock file and the part of pyproject.toml that it pins.
 LOCKS: dict[str, list[str]] = {
     "runtime": PROJECT["project"]["dependencies"],
+    "gateway": [
+        *PROJECT["project"]["dependencies"],
+        *PROJECT["project"]["optional-dependencies"]["gateway"],
+    ],
     "dev": PROJECT["dependency-groups"]["dev"],
     "build": PROJECT["dependency-groups"]["build"],
     "transformers": [
@@ -110,18 +115,21 @@ def test_the_build_backend_is_locked() -> None:
 def test_the_locks_agree_with_each_other() -> None:
     """They are installed into one environment."""
     runtime = pins(read_lock("runtime"))
-    for name in ("dev", "build", "transformers"):
+    for name in ("gateway", "dev", "build", "transformers"):
         for package, found in pins(read_lock(name)).items():
             if package in runtime:
                 assert {str(p.specifier) for p in found} <= {
                     str(p.specifier) for p in runtime[package]
                 }, f"{package} in {name}"
-    dev, build = pins(read_lock("dev")), pins(read_lock("build"))
-    for package in dev.keys() & build.keys():
-        assert [str(p) for p in dev[package]] == [str(p) for p in build[package]]
+    locks = {name: pins(read_lock(name)) for name in ("gateway", "dev", "build")}
+    for one, other in itertools.combinations(locks.values(), 2):
+        for package in one.keys() & other.keys():
+            assert {str(p.specifier) for p in one[package]} & {
+                str(p.specifier) for p in other[package]
+            }, package
 
 
 def test_the_default_install_pulls_no_torch() -> None:
     assert "torch" in pins(read_lock("transformers"))
-    for name in ("runtime", "dev", "build"):
+    for name in ("runtime", "gateway", "dev", "build"):
         assert "torch" not in pins(read_lock(name))

@@ -1,0 +1,70 @@
+"""Configuration → a gateway: the one place where its parts are put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from gateway.keys import read_keys, read_secret
+from gateway.limiting import KeyLimits
+from gateway.metrics import Metrics
+from gateway.openai_api import OpenAIDialect
+from gateway.recording import EventSink, Recording
+from gateway.serving import Clocks, Gateway
+from gateway.stages import Stages
+from gateway.upstream import Dialect, Upstream
+from pipeline.config import Config
+from pipeline.gateway_settings import UpstreamSettings
+from pipeline.prices import configured_table
+
+
+def build_stages(config: Config) -> Stages:
+    """Return the stages that the configuration asks for."""
+    return Stages()
+
+
+@asynccontextmanager
+async def open_gateway(
+    config: Config,
+    *,
+    sink: EventSink | None,
+    stages: Stages | None = None,
+    clocks: Clocks | None = None,
+) -> AsyncIterator[Gateway]:
+    """Give a gateway with its connections; they are closed at the end.
+
+    Raises:
+        ConfigError: a key is missing.
+    """
+    settings = config.gateway
+    metrics = Metrics(
+        frozenset(m.name for m in settings.models), configured_table(config.prices.file)
+    )
+    async with AsyncExitStack() as stack:
+        upstreams = {
+            each.name: await stack.enter_async_context(Upstream(each, build_dialect(each)))
+            for each in settings.upstreams
+        }
+        yield Gateway(
+            settings,
+            keyring=read_keys(settings.keys),
+            upstreams=upstreams,
+            stages=build_stages(config) if stages is None else stages,
+            limiter=KeyLimits(settings.limits),
+            recorder=Recording(settings.events, metrics, sink),
+            metrics=metrics,
+            clocks=clocks,
+        )
+
+
+def build_dialect(settings: UpstreamSettings) -> Dialect:
+    """Return how an upstream is spoken to, with its key.
+
+    Raises:
+        ConfigError: the key is not where it should be.
+    """
+    key = None
+    if settings.api_key_env is not None or settings.api_key_file is not None:
+        where = f"gateway.upstreams.{settings.name}"
+        key = read_secret(where, settings.api_key_env, settings.api_key_file)
+    return OpenAIDialect(settings, key)

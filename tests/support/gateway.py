@@ -1,0 +1,106 @@
+"""A gateway with fake providers behind it, in the test's own loop, and OpenAI's real client."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+from gateway.app import build_app
+from gateway.build import open_gateway
+from gateway.fake_provider import FakeProvider, Script
+from gateway.server import serve
+from gateway.serving import Gateway
+from gateway.stages import NO_STAGES, Stages
+from pipeline.config import Config
+
+KEY = "sk-test-0123456789abcdef"
+
+
+@dataclass
+class Events:
+    """An event sink that keeps what it is given."""
+
+    raws: list[bytes] = field(default_factory=list)
+
+    def put(self, raw: bytes) -> None:
+        self.raws.append(raw)
+
+    @property
+    def decoded(self) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(raw) for raw in self.raws]
+
+
+@dataclass
+class Stand:
+    """A running gateway."""
+
+    client: AsyncOpenAI
+    providers: Mapping[str, FakeProvider]
+    events: Events
+    gateway: Gateway
+    url: str
+
+    @property
+    def provider(self) -> FakeProvider:
+        [provider] = self.providers.values()
+        return provider
+
+
+@asynccontextmanager
+async def stand(
+    scripts: Mapping[str, Script | None] | None = None,
+    *,
+    stages: Stages = NO_STAGES,
+    upstream: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> AsyncIterator[Stand]:
+    """Give a gateway with one fake provider for each script, and a model of the same name.
+
+    `upstream` and `model` are settings for all of them.
+    """
+    scripts = scripts or {"gpt-4o": None}
+    providers = {name: FakeProvider(script) for name, script in scripts.items()}
+    events = Events()
+    async with AsyncExitStack() as stack:
+        ports = {
+            name: await stack.enter_async_context(serve(provider, lifespan=False))
+            for name, provider in providers.items()
+        }
+        config = Config(
+            gateway={
+                "upstreams": [
+                    {"name": name, "base_url": f"http://127.0.0.1:{port}/v1", **(upstream or {})}
+                    for name, port in ports.items()
+                ],
+                "models": [
+                    {"name": n, "targets": [{"upstream": n, "model": n}], **(model or {})}
+                    for n in ports
+                ],
+                "backoff_s": 0.001,
+                **settings,
+            }
+        )
+        opened: list[Gateway] = []
+
+        @asynccontextmanager
+        async def open_one() -> AsyncIterator[Gateway]:
+            async with open_gateway(config, sink=events, stages=stages) as gateway:
+                opened.append(gateway)
+                yield gateway
+
+        port = await stack.enter_async_context(serve(build_app(open_one)))
+        url = f"http://127.0.0.1:{port}"
+        # Nothing here is TLS, and reading the authorities takes a quarter of a second.
+        http = DefaultAsyncHttpxClient(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        client = AsyncOpenAI(
+            api_key=KEY, base_url=f"{url}/v1", max_retries=0, timeout=10, http_client=http
+        )
+        await stack.enter_async_context(client)
+        yield Stand(client, providers, events, opened[0], url)
