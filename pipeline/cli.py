@@ -16,6 +16,7 @@ import click
 from msgspec import structs
 
 from pipeline.cli_configured import configured
+from pipeline.cli_erase import erase
 from pipeline.cli_incident import incident
 from pipeline.cli_silence import silence
 from pipeline.cli_slo import slo
@@ -67,6 +68,7 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
     context.obj = lambda: load_config(config_file)
 
 
+cli.add_command(erase)
 cli.add_command(incident)
 cli.add_command(silence)
 cli.add_command(slo)

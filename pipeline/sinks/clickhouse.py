@@ -183,6 +183,18 @@ class Store:
             raise
         return list(result.column_names), [tuple(row) for row in result.result_rows]
 
+    def delete(self, table: str, where: str, parameters: Mapping[str, Any]) -> None:
+        """Remove rows of one of our tables; returns when the parts on disk are without them."""
+        # The parts are written anew by another thread, which asks `where` for itself; what it
+        # asks of other tables must not have changed meanwhile: the caller erases these later.
+        settings = {"mutations_sync": 2, "allow_nondeterministic_mutations": 1}
+        with _translated():
+            self._client.command(
+                f"ALTER TABLE {table} DELETE WHERE {where}",
+                parameters=dict(parameters),
+                settings=settings,
+            )
+
     def truncate(self, table: str) -> None:
         """Remove every row of one of our tables."""
         self._run(f"TRUNCATE TABLE {table}")

@@ -1,0 +1,63 @@
+"""Erases what is stored of a user: the requests, their texts, and the samples taken of them.
+
+Delivery guarantee: idempotent. What hangs on the requests is erased before them, so an
+erasure that was cut off is finished by another. When it returns, the rows are gone from
+the parts on disk (mutations are waited for), not merely hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from pipeline.sinks.clickhouse import Store
+
+#: Tables whose rows are known by the request's time and id.
+_DEPENDENT = {"texts": "request_texts", "samples": "answer_samples"}
+_OF_USER = "SELECT event_time, event_id FROM requests WHERE user_hash IN {hashes:Array(String)}"
+_THEIRS = f"(event_time, event_id) IN ({_OF_USER})"
+_MINE = "user_hash IN {hashes:Array(String)}"
+
+
+class Holdings(Struct, frozen=True):
+    """How many rows of a user's each table has."""
+
+    requests: int
+    texts: int
+    samples: int
+
+    @property
+    def total(self) -> int:
+        return self.requests + self.texts + self.samples
+
+
+class Eraser:
+    """Finds and erases by a user's hashes, one for each version of the key.
+
+    Needs ALTER on the tables, which the worker's own user does not have.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def count(self, hashes: Sequence[str]) -> Holdings:
+        """Return what there is."""
+        dependent = {
+            name: self._count(table, _THEIRS, hashes) for name, table in _DEPENDENT.items()
+        }
+        return Holdings(self._count("requests", _MINE, hashes), **dependent)
+
+    def erase(self, hashes: Sequence[str]) -> Holdings:
+        """Erase it and return what was left to erase; safe to call again."""
+        found = self.count(hashes)
+        for name, table in _DEPENDENT.items():
+            if getattr(found, name):
+                self._store.delete(table, _THEIRS, {"hashes": list(hashes)})
+        if found.requests:
+            self._store.delete("requests", _MINE, {"hashes": list(hashes)})
+        return found
+
+    def _count(self, table: str, where: str, hashes: Sequence[str]) -> int:
+        sql = f"SELECT count() FROM {table} WHERE {where}"  # noqa: S608 - names of ours
+        return int(self._store.rows(sql, {"hashes": list(hashes)})[0][0])
