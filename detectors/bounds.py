@@ -10,10 +10,11 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def clopper_pearson(count: Ints, total: Ints, miss: float) -> tuple[Floats, Floats]:
+def clopper_pearson(count: Ints, total: Ints, miss: Floats | float) -> tuple[Floats, Floats]:
     """Return lower and upper bounds, each of which the true rate passes with probability ≤ `miss`.
 
-    `count` of `total` events; arrays of one shape, 0 ≤ count ≤ total.
+    `count` of `total` events; arrays of one shape, 0 ≤ count ≤ total. `miss` is one number, or an
+    array of a shape that goes with theirs.
     """
     k, n = count.astype(np.float64), total.astype(np.float64)
     low = np.where(count > 0, betaincinv(np.maximum(k, 1), n - k + 1, miss), 0.0)

@@ -69,8 +69,11 @@ class HourStrata:
         since: Ints = time_ms - self._started_ms[rows]
         return since
 
-    def fit(self, rows: Ints, since_ms: Ints, miss: float) -> None:
-        """Take in what pends; `since_ms` is for how long each has learned, `miss` of all strata."""
+    def fit(self, rows: Ints, since_ms: Ints, miss: Floats) -> None:
+        """Take in what pends; `since_ms` is for how long each has learned.
+
+        `miss`, shape (m,), is for all strata of a row together.
+        """
         self._count[rows] += self._pending_count[rows]
         self._total[rows] += self._pending_total[rows]
         self._pending_count[rows] = self._pending_total[rows] = 0
@@ -80,7 +83,7 @@ class HourStrata:
         swings = _differ(count, total)
         self._state[rows] = np.where(swings, _SWINGS, _STEADY)
         rows, count, total = rows[swings], count[swings], total[swings]
-        low, high = clopper_pearson(count, total, miss / STRATA)
+        low, high = clopper_pearson(count, total, miss[aged][swings][:, None] / STRATA)
         # Single precision must not make a bound tighter.
         self._low[rows] = np.nextafter(low.astype(np.float32), np.float32(0))
         self._high[rows] = np.minimum(np.nextafter(high.astype(np.float32), np.float32(2)), 1)

@@ -5,7 +5,8 @@ as many quiet events have passed again as it rests on, they are taken in and the
 bounds are fitted anew, up to `full` events (and the rest of the batch that
 brings the last of them), and beyond them until it has learned for a week: a reference
 that was full after a night would know only the night. The sizes at which that happens
-are fixed in advance, and share one error probability between them (a union bound).
+are fixed in advance, and share one error probability between them (a union bound). Nearly
+all of it goes to those up to `full`, where a bound is wide and most streams stay.
 
 A rate may follow the time of day: `bounds` and `learn` take it into account where they
 are told the time (`detectors.hours`).
@@ -34,6 +35,8 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 #: A reference that has not learned for a week may grow to so many times `full`.
 MOST_FULL = 256
+#: What the fits beyond `full` have of the error probability, together.
+BEYOND_FULL = 0.1
 WEEK_MS = 7 * DAY_MS
 
 
@@ -57,10 +60,16 @@ class ReferenceConfig:
             raise ValueError("swing must be at least 1")
 
     @property
-    def fits(self) -> int:
-        """How many times at most the bounds of a stream are fitted."""
-        to_full = 1 + int(np.ceil(np.log2(self.full / self.learn)))
-        return to_full + int(np.log2(MOST_FULL))
+    def fits(self) -> tuple[int, int]:
+        """How many times at most the bounds of a stream are fitted: up to `full`, and beyond."""
+        return 1 + int(np.ceil(np.log2(self.full / self.learn))), int(np.log2(MOST_FULL))
+
+    def share_miss(self, total: Ints) -> Floats:
+        """Return the `miss` of one bound that is fitted anew after so many events, shape (m,)."""
+        to_full, beyond = self.fits
+        share = np.where(total < self.full, (1 - BEYOND_FULL) / to_full, BEYOND_FULL / beyond)
+        miss: Floats = self.miss / 2 * share
+        return miss
 
     @property
     def most(self) -> int:
@@ -142,16 +151,17 @@ class RateReference:
         left = np.where(here < self.config.full, self.config.full - here, here)
         need = np.minimum(np.maximum(self.config.learn, here), left)
         due = self.grows(rows) & (self._pending_total[rows] >= need)
-        self._fit(rows[due])
+        miss = self.config.share_miss(here[due])
+        self._fit(rows[due], miss)
         if time_ms is not None:
-            self._hours.fit(rows[due], since[due], self.config.miss / (2 * self.config.fits))
+            self._hours.fit(rows[due], since[due], miss)
 
-    def _fit(self, rows: Ints) -> None:
+    def _fit(self, rows: Ints, miss: Floats) -> None:
         self._count[rows] += self._pending_count[rows]
         self._total[rows] += self._pending_total[rows]
         self._pending_count[rows] = self._pending_total[rows] = 0
         self._low[rows], self._high[rows] = clopper_pearson(
-            self._count[rows], self._total[rows], self.config.miss / (2 * self.config.fits)
+            self._count[rows], self._total[rows], miss
         )
 
     def reset(self, rows: Ints) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +28,12 @@ def state(reference: RateReference) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in reference.snapshot().items()}
 
 
+def spent_miss(config: ReferenceConfig, sizes: list[int]) -> float:
+    """Error probability of all bounds together that were fitted on the way through these sizes."""
+    fitted_after = [before for before, after in pairwise(sizes) if after != before]
+    return float(2 * config.share_miss(np.array(fitted_after, np.int64)).sum())
+
+
 def test_the_reference_doubles_up_to_its_full_size() -> None:
     reference = RateReference(CONFIG, 1)
     sizes = [0]
@@ -34,7 +42,7 @@ def test_the_reference_doubles_up_to_its_full_size() -> None:
         if totals(reference) != sizes[-1]:
             sizes.append(totals(reference))
     assert sizes == [0, 300, 600, 1_200, 2_400, 4_800, 9_600, 19_200, 20_000]
-    assert len(sizes) - 1 <= CONFIG.fits
+    assert len(sizes) - 1 <= CONFIG.fits[0]
 
 
 def test_it_grows_beyond_until_it_has_learned_for_a_week() -> None:
@@ -50,14 +58,14 @@ def test_it_grows_beyond_until_it_has_learned_for_a_week() -> None:
 
 
 @given(batches=st.lists(st.integers(1, 10**9), min_size=1, max_size=60))
-def test_no_traffic_makes_it_fit_more_often_than_promised(batches: list[int]) -> None:
+def test_no_traffic_makes_its_bounds_err_more_often_than_promised(batches: list[int]) -> None:
     config = ReferenceConfig(10, 100, 0.01)
-    reference, sizes = RateReference(config, 1), {0}
+    reference, sizes = RateReference(config, 1), [0]
     for at, batch in enumerate(batches, 1):
         some = (np.array([batch // 3]), np.array([batch]), np.array([True]))
         reference.learn(ONE, *some, np.array([at]))
-        sizes.add(totals(reference))
-    assert len(sizes) - 1 <= config.fits
+        sizes.append(totals(reference))
+    assert spent_miss(config, sizes) <= config.miss * (1 + 1e-9)
 
 
 @given(
@@ -65,15 +73,15 @@ def test_no_traffic_makes_it_fit_more_often_than_promised(batches: list[int]) ->
     learned=st.integers(1, 500),
     full=st.integers(1, 5_000),
 )
-def test_no_batches_fit_it_more_often_or_fill_it_further_than_promised(
+def test_no_batches_make_it_err_more_often_or_fill_it_further_than_promised(
     batches: list[int], learned: int, full: int
 ) -> None:
     config = ReferenceConfig(learned, max(learned, full), 0.01)
-    reference, sizes = RateReference(config, 1), {0}
+    reference, sizes = RateReference(config, 1), [0]
     for batch in batches:
         learn(reference, batch // 3, batch)
-        sizes.add(totals(reference))
-    assert len(sizes) - 1 <= config.fits
+        sizes.append(totals(reference))
+    assert spent_miss(config, sizes) <= config.miss * (1 + 1e-9)
     assert max(sizes) < config.full + max(batches)
 
 
@@ -84,7 +92,8 @@ def test_there_are_no_bounds_before_there_is_a_reference() -> None:
     assert [b[0] for b in reference.bounds(ONE)] == [0.0, 1.0]
     learn(reference, 0, 1)
     assert reference.ready(ONE)[0]
-    expected = clopper_pearson(np.array([5]), np.array([300]), CONFIG.miss / (2 * CONFIG.fits))
+    miss = CONFIG.share_miss(np.array([0]))
+    expected = clopper_pearson(np.array([5]), np.array([300]), miss)
     assert [b[0] for b in reference.bounds(ONE)] == [b[0] for b in expected]
 
 
