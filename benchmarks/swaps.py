@@ -463,8 +463,8 @@ def measure_settings(english: English, splits: int) -> dict[str, Any]:
     }
 
 
-def measure_told(english: English) -> list[dict[str, Any]]:
-    return [asdict(told_figures(english.corpus, s, english.fit, english.config)) for s in ENGLISH]
+def measure_told(english: English, swaps: Sequence[Swap] = ENGLISH) -> list[dict[str, Any]]:
+    return [asdict(told_figures(english.corpus, s, english.fit, english.config)) for s in swaps]
 
 
 def measure_mix(english: English, splits: int) -> dict[str, float]:

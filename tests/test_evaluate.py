@@ -15,7 +15,8 @@ from scipy.stats import fisher_exact
 from benchmarks import splice, swaps
 from benchmarks.evaluate import answers, fleet, languages, marks, report, rivals
 from benchmarks.evaluate.__main__ import choose, find_complaint, main
-from benchmarks.evaluate.parts import PARTS, Task
+from benchmarks.evaluate.parts import BY_NAME, PARTS, Task
+from benchmarks.evaluate.running import PIECES, Runner, load
 from benchmarks.rates import BEFORE, CHANGES, FleetDelay, cusum_delay
 from benchmarks.swaps import QUIET, SphereSum, Stream
 from detectors.bank import Bank, BankConfig
@@ -113,12 +114,13 @@ def test_statistics_are_small_for_the_same_and_large_for_another() -> None:
     rng = np.random.default_rng(2)
     reference, same = rng.normal(size=(300, 4)), rng.normal(size=(100, 4))
     for statistic in answers.STATISTICS.values():
-        assert statistic(reference, same + 1.0) > 3 * abs(statistic(reference, same))
+        distance = statistic(reference)
+        assert distance(same + 1.0) > 3 * abs(distance(same))
 
 
 def test_the_largest_distance_of_distribution_functions() -> None:
     reference, window = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([[3.5], [5.0]])
-    assert answers.kolmogorov_smirnov(reference, window) == pytest.approx(0.75)
+    assert answers.kolmogorov_smirnov(reference)(window) == pytest.approx(0.75)
 
 
 def test_a_window_finds_a_swap_at_its_end_and_not_before() -> None:
@@ -331,6 +333,31 @@ def test_with_data_every_part_is_run_but_what_was_not_asked_for(tmp_path: Path) 
     assert {p.name for p in PARTS} - {p.name for p in asked} == {"alibi"}
     quick, _ = choose(None, Task(quick=True, data=tmp_path))
     assert {p.name for p in asked} - {p.name for p in quick} == {"answers"}
+
+
+def test_a_run_that_was_ended_goes_on_with_the_pieces_that_are_missing(tmp_path: Path) -> None:
+    task, part = Task(quick=True, data=None), BY_NAME["reference"]
+    assert part.count_pieces(task) == 1
+    (tmp_path / PIECES).mkdir()
+    left = tmp_path / PIECES / "reference-0.json"
+    left.write_text('{"events": 2000}')
+    going_on = Runner(task, tmp_path, jobs=1, resume=True)
+    assert going_on.run([part]) == []
+    assert going_on.found == load(tmp_path) == {"reference": [{"events": 2000}]}
+    assert not left.exists()
+
+
+def test_pieces_put_together_are_in_the_order_of_the_whole() -> None:
+    told = BY_NAME["told"]
+    names = list(range(len(swaps.ENGLISH)))
+    pieces = told.count_pieces(Task(quick=False, data=None))
+    assert told.join([names[piece::pieces] for piece in range(pieces)]) == names
+    one, two = (asdict(fleet.Weeks(5, 2, 9, alarms, 2.0, {})) for alarms in (0, 2))
+    assert BY_NAME["weeks"].join([one, two]) == {
+        "false_pages_per_week": 0.5,
+        "weeks": 4,
+        "runs": [one, two],
+    }
 
 
 def test_data_that_are_no_folder_are_a_mistake(

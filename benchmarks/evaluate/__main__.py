@@ -1,14 +1,16 @@
 """The command: ``python -m benchmarks.evaluate [--data DATA] [--quick] [--json] [--only PART …]``.
 
 Everything is said on standard error; with ``--json`` the last line of standard output is one
-object with the marks. Parts run side by side, one process for each core (two at most); what a
-part found is kept under ``.cache/evaluate``, so a run that was ended goes on with ``--resume``.
+object with the marks. Parts run side by side, as many as there are cores or ``--jobs`` says, the
+longest of them in pieces; what a piece found is kept under ``.cache/evaluate``, so a run that was
+ended goes on with ``--resume``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from rich.table import Table
 from benchmarks.evaluate import marks as of
 from benchmarks.evaluate.parts import BY_NAME, PARTS, Part, Task
 from benchmarks.evaluate.report import BEGIN, END, judge, to_markdown, write_value
-from benchmarks.evaluate.running import load, run, tell
+from benchmarks.evaluate.running import Runner, load, tell
 from benchmarks.wire.environments import ROOT, install, python_of
 from benchmarks.wire.machine import describe
 from benchmarks.wire.report import insert
@@ -44,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(line)
     found = load(kept) if given.resume else {}
     began = time.monotonic()
-    failed = run([part for part in asked if part.name not in found], task, kept, found)
+    runner = Runner(task, kept, given.jobs, given.resume, found)
+    failed = runner.run([part for part in asked if part.name not in found])
     values = of.take(found)
     show(values, time.monotonic() - began)
     if given.document is not None:
@@ -61,6 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="the marks as the last line of stdout")
     parser.add_argument("--only", nargs="+", choices=list(BY_NAME), help="these parts alone")
     parser.add_argument("--resume", action="store_true", help="keep what an earlier run has found")
+    parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, help="processes at once")
     parser.add_argument(
         "--alibi",
         action="store_true",
@@ -72,6 +76,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.data = given.data.resolve() if given.data else None
     return given
+
+
+def count(text: str) -> int:
+    """A number of processes, from the command line."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def find_complaint(data: Path | None) -> str | None:

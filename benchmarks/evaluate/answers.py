@@ -38,8 +38,10 @@ from detectors.shift import ShiftDetector, ShiftDetectorConfig
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-#: (reference, window) → statistic, larger the less alike they are.
-Statistic = Callable[[Floats, Floats], float]
+#: From a window, larger the less it is like the reference.
+Distance = Callable[[Floats], float]
+#: Takes a reference in.
+Statistic = Callable[[Floats], Distance]
 
 RUN_LENGTH = 1e4
 #: Answers of a null.
@@ -63,22 +65,18 @@ class Peer:
     delays: list[float | None]
 
 
-def kernel(reference: Floats, window: Floats) -> float:
+def kernel(reference: Floats) -> Distance:
     """Squared maximum mean discrepancy, without the diagonal."""
-    return _mmd(reference, window, *_kernel_of(reference))
-
-
-def _kernel_of(reference: Floats) -> tuple[float, float]:
-    """Width (a squared distance) and the mean within the reference."""
     some = reference[:KERNEL_SAMPLE]
     width = float(np.median(cdist(some, some, "sqeuclidean")))
-    return width, _mean_off_diagonal(np.exp(-cdist(reference, reference, "sqeuclidean") / width))
+    within = _mean_off_diagonal(np.exp(-cdist(reference, reference, "sqeuclidean") / width))
 
+    def distance(window: Floats) -> float:
+        across = np.exp(-cdist(reference, window, "sqeuclidean") / width).mean()
+        inside = np.exp(-cdist(window, window, "sqeuclidean") / width)
+        return float(within + _mean_off_diagonal(inside) - 2 * across)
 
-def _mmd(reference: Floats, window: Floats, width: float, within: float) -> float:
-    across = np.exp(-cdist(reference, window, "sqeuclidean") / width).mean()
-    inside = np.exp(-cdist(window, window, "sqeuclidean") / width)
-    return float(within + _mean_off_diagonal(inside) - 2 * across)
+    return distance
 
 
 def _mean_off_diagonal(matrix: Floats) -> float:
@@ -86,17 +84,22 @@ def _mean_off_diagonal(matrix: Floats) -> float:
     return float((matrix.sum() - np.trace(matrix)) / (n * (n - 1)))
 
 
-def kolmogorov_smirnov(reference: Floats, window: Floats) -> float:
+def kolmogorov_smirnov(reference: Floats) -> Distance:
     """The largest distance between distribution functions, over the features."""
-    both = np.concatenate([reference, window])
-    order = np.argsort(both, axis=0, kind="stable")
-    step = np.where(order < len(reference), 1 / len(reference), -1 / len(window))
-    return float(np.abs(np.cumsum(step, axis=0)).max())
+
+    def distance(window: Floats) -> float:
+        both = np.concatenate([reference, window])
+        order = np.argsort(both, axis=0, kind="stable")
+        step = np.where(order < len(reference), 1 / len(reference), -1 / len(window))
+        return float(np.abs(np.cumsum(step, axis=0)).max())
+
+    return distance
 
 
-def mean(reference: Floats, window: Floats) -> float:
+def mean(reference: Floats) -> Distance:
     """Squared distance of the means."""
-    return float(((reference.mean(axis=0) - window.mean(axis=0)) ** 2).sum())
+    middle = reference.mean(axis=0)
+    return lambda window: float(((middle - window.mean(axis=0)) ** 2).sum())
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -129,7 +132,8 @@ def watch_windows(
         # The windows' phase: so many answers before the first are let go.
         first = int(rng.integers(0, window)) if swap else 0
         starts = range(first, len(values) - window + 1, window)
-        found.append(np.array([statistic(reference, values[at : at + window]) for at in starts]))
+        distance = statistic(reference)
+        found.append(np.array([distance(values[at : at + window]) for at in starts]))
     return found
 
 

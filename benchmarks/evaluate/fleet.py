@@ -23,7 +23,7 @@ import json
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -307,17 +307,6 @@ def run_weeks(monitors: int, weeks: int, material: Material, seed: int) -> Weeks
         raised += [a.family for a in alarms if a.transition is Transition.RAISED]
     promised = bank.config.false_alarms_per_week * weeks
     return Weeks(monitors, weeks, requests, len(raised), promised, dict(Counter(raised)))
-
-
-def measure_weeks(monitors: int, weeks: int, fleets: int, material: Material) -> dict[str, object]:
-    """Several companies, each for so many weeks."""
-    runs = [run_weeks(monitors, weeks, material, seed) for seed in range(fleets)]
-    total = sum(run.weeks for run in runs)
-    return {
-        "false_pages_per_week": sum(run.alarms for run in runs) / total,
-        "weeks": total,
-        "runs": [asdict(run) for run in runs],
-    }
 
 
 def measure_state(monitors: int = 5_000) -> dict[str, float]:

@@ -40,12 +40,21 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A long measurement in so many pieces, side by side; what they find is put together."""
+
+    pieces: Callable[[Task], int]
+    measure: Callable[[Task, int], Figures]
+    join: Callable[[list[Figures]], Figures] = list
+
+
+@dataclass(frozen=True)
 class Part:
     """A question. `files` are those of the evaluation data without which it cannot be asked."""
 
     name: str
     question: str
-    measure: Callable[[Task], Figures]
+    measure: Callable[[Task], Figures] | Cut
     files: tuple[str, ...] = ()
     #: Asked in a quick run as well.
     quick: bool = True
@@ -54,23 +63,47 @@ class Part:
     #: Asked only by those who ask for it: it needs an environment of its own.
     environment: str | None = None
 
+    def count_pieces(self, task: Task) -> int:
+        return self.measure.pieces(task) if isinstance(self.measure, Cut) else 1
+
+    def measure_piece(self, task: Task, piece: int) -> Figures:
+        """Run one of the pieces; in whatever process."""
+        if isinstance(self.measure, Cut):
+            return self.measure.measure(task, piece)
+        return self.measure(task)
+
+    def join(self, pieces: list[Figures]) -> Figures:
+        """The part's figures, of those of all its pieces in their order."""
+        return self.measure.join(pieces) if isinstance(self.measure, Cut) else pieces[0]
+
 
 def _known(task: Task) -> Figures:
     return [asdict(each) for each in rates.measure_delays(task.effort)]
 
 
-def _reference(task: Task) -> Figures:
-    sizes = (rates.REFERENCE_EVENTS,) if task.quick else rivals.RivalEffort().quiet
-    return [asdict(rates.measure_fleet(task.effort, n, rates.MISS)) for n in sizes]
+def _references(task: Task) -> tuple[int, ...]:
+    return (rates.REFERENCE_EVENTS,) if task.quick else rivals.RivalEffort().quiet
+
+
+def _reference(task: Task, piece: int) -> Figures:
+    return asdict(rates.measure_fleet(task.effort, _references(task)[piece], rates.MISS))
 
 
 def _nulls(task: Task) -> Figures:
     return asdict(rates.measure_nulls(task.effort))
 
 
-def _rivals(task: Task) -> Figures:
-    effort = rivals.QUICK_RIVALS if task.quick else rivals.RivalEffort()
-    return [asdict(each) for each in rivals.measure_rivals(effort)]
+def _rivals_effort(task: Task) -> rivals.RivalEffort:
+    return rivals.QUICK_RIVALS if task.quick else rivals.RivalEffort()
+
+
+def _rivals(task: Task, piece: int) -> Figures:
+    effort = _rivals_effort(task)
+    return [asdict(each) for each in rivals.measure_rivals(effort, effort.run_lengths[piece])]
+
+
+def _flatten(pieces: list[Figures]) -> Figures:
+    return [each for piece in pieces for each in piece]
 
 
 def _speed(task: Task) -> Figures:
@@ -88,8 +121,13 @@ def _mix(task: Task) -> Figures:
     return swaps.measure_mix(swaps.English.read(task.directory), swaps.SPLITS)
 
 
-def _told(task: Task) -> Figures:
-    return swaps.measure_told(swaps.English.read(task.directory))
+def _told(task: Task, piece: int) -> Figures:
+    return swaps.measure_told(swaps.English.read(task.directory), swaps.ENGLISH[piece::TOLD_PIECES])
+
+
+def _join_told(pieces: list[Figures]) -> Figures:
+    """The swaps in their order again."""
+    return [pieces[at % TOLD_PIECES][at // TOLD_PIECES] for at in range(len(swaps.ENGLISH))]
 
 
 def _japanese(task: Task) -> Figures:
@@ -120,26 +158,43 @@ def _state(task: Task) -> Figures:
     return fleet.measure_state()
 
 
-def _weeks(task: Task) -> Figures:
+def _weeks(task: Task, piece: int) -> Figures:
     # Without the data the same, of made samples.
     whole = task.data is not None and (task.data / ALPACA).is_file()
     whole = whole and task.data is not None and (task.data / LATENCIES).is_file()
     material = fleet.Material.read(task.directory) if whole else fleet.Material.make()
-    size = (2_000, 1, 1) if task.quick else (5_000, 2, 2)
-    return {"real": whole, **fleet.measure_weeks(*size, material)}
+    size = (2_000, 1) if task.quick else (5_000, 2)
+    return {"real": whole, **asdict(fleet.run_weeks(*size, material, seed=piece))}
 
 
-#: The longest first, so that two processes end at about the same time.
+def _join_weeks(runs: list[Figures]) -> Figures:
+    weeks = sum(run["weeks"] for run in runs)
+    return {
+        "false_pages_per_week": sum(run["alarms"] for run in runs) / weeks,
+        "weeks": weeks,
+        "runs": runs,
+    }
+
+
+#: Pieces of what is told the shift: each reads the data, which takes a while.
+TOLD_PIECES = 3
+
+_WEEKS = Cut(lambda task: 1 if task.quick else 2, _weeks, _join_weeks)
+_TOLD = Cut(lambda _: TOLD_PIECES, _told, _join_told)
+_RIVALS = Cut(lambda task: len(_rivals_effort(task).run_lengths), _rivals, _flatten)
+_REFERENCE = Cut(lambda task: len(_references(task)), _reference)
+
+#: The longest first, so that all processes end at about the same time.
 PARTS: tuple[Part, ...] = (
     Part("speed", "How many rate updates a second?", _speed, alone=True),
-    Part("weeks", "How many false pages a week, of a whole fleet?", _weeks),
+    Part("weeks", "How many false pages a week, of a whole fleet?", _WEEKS),
     Part("known", "How soon is a rate's change found whose past is known?", _known),
-    Part("told", "How soon a swap, against what is told the shift?", _told, (ALPACA,)),
-    Part("rivals", "How soon do others find a rate's change?", _rivals),
+    Part("told", "How soon a swap, against what is told the shift?", _TOLD, (ALPACA,)),
+    Part("rivals", "How soon do others find a rate's change?", _RIVALS),
     Part("swaps", "How soon is a silent swap found, and what of none?", _swaps, (ALPACA,)),
     Part("japanese", "Are swaps found as well in Japanese?", _japanese, (ALPACA, SHABERI)),
     Part("mix", "Does other traffic pass for another model?", _mix, (ALPACA,)),
-    Part("reference", "How soon, when the past is a reference?", _reference),
+    Part("reference", "How soon, when the past is a reference?", _REFERENCE),
     Part("answers", "How soon do others find a swap?", _answers, (ALPACA,), quick=False),
     Part(
         "alibi",
@@ -155,8 +210,3 @@ PARTS: tuple[Part, ...] = (
     Part("state", "How much memory do 5,000 monitors take?", _state),
 )
 BY_NAME = {part.name: part for part in PARTS}
-
-
-def measure(name: str, task: Task) -> Figures:
-    """Run a part; in whatever process."""
-    return BY_NAME[name].measure(task)

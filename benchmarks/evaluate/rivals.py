@@ -262,15 +262,13 @@ def measure_trailing(size: int, goal: float, effort: RivalEffort) -> Rival:
 # --- All of it -----------------------------------------------------------------------------------
 
 
-def measure_rivals(effort: RivalEffort) -> list[Rival]:
-    found: list[Rival] = []
-    for goal in effort.run_lengths:
-        found += [
-            measure_river(c, goal, effort) for c in CANDIDATES if effort.kswin or c.group == 1
-        ]
-        found += [measure_window(size, goal, effort) for size in WINDOWS]
-        found += [measure_trailing(size, goal, effort) for size in TRAILING]
-    return found
+def measure_rivals(effort: RivalEffort, goal: float) -> list[Rival]:
+    """All rivals, tuned to the run length `goal`."""
+    return [
+        *(measure_river(c, goal, effort) for c in CANDIDATES if effort.kswin or c.group == 1),
+        *(measure_window(size, goal, effort) for size in WINDOWS),
+        *(measure_trailing(size, goal, effort) for size in TRAILING),
+    ]
 
 
 def best_river(rivals: Sequence[Rival], goal: float, quiet: int) -> float | None:
