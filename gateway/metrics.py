@@ -7,10 +7,14 @@ Labels are capped: models and upstreams are those of the configuration, statuses
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from gateway.exchange import Exchange
+from gateway.spool import Slot, Spool
 from pipeline.core.pricing import PriceTable, cost_of
 from pipeline.core.pricing import Usage as PricedUsage
 
@@ -21,6 +25,33 @@ TOKEN_BUCKETS = tuple(float(4**n) for n in range(14))
 #: Stands for what no model is configured for: names of strangers are no labels.
 OTHER = "__other__"
 _PICO = 1e-12
+
+
+class SpoolCollector(Collector):
+    """What became of the events, read from the spool's ledger, which outlives the process."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now."""
+        ledger = self._spool.ledger
+        events = CounterMetricFamily(
+            "kizashi_gateway_events",
+            "Events: taken by the gateway, sent to Kafka.",
+            labels=["what"],
+        )
+        events.add_metric(["taken"], ledger[Slot.TAKEN])
+        events.add_metric(["sent"], ledger[Slot.SENT])
+        yield events
+        lost = CounterMetricFamily(
+            "kizashi_gateway_events_lost", "Events that never arrive, and why.", labels=["reason"]
+        )
+        for loss, number in ledger.lost.items():
+            lost.add_metric([loss.value], number)
+        yield lost
+        waiting = self._spool.waiting_bytes
+        yield GaugeMetricFamily("kizashi_gateway_spool_bytes", "On disk.", waiting)
 
 
 class Metrics:
