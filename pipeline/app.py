@@ -22,7 +22,7 @@ from pipeline.core.chunk import DeadLetter
 from pipeline.core.redaction import RecordPolicy, redact_record
 from pipeline.errors import SinkUnavailable
 from pipeline.process import settle_process
-from pipeline.topics import bootstrap_addresses, check_transport, tls_context
+from pipeline.topics import bootstrap_addresses, check_transport, sasl_settings, tls_context
 from pipeline.worker import WorkerState
 from schemas.alarm import Alarm, encode_alarm
 from schemas.command import Command, encode_command
@@ -69,13 +69,13 @@ def build_faust(settings: KafkaSettings) -> faust.App:
 
 def _credentials(settings: KafkaSettings) -> Any:
     context = tls_context(settings)
-    if settings.username is None:
+    sasl = sasl_settings(settings)
+    if not sasl:
         return faust.SSLCredentials(context=context) if context else None
-    password = settings.password.get_secret_value() if settings.password else ""
     return faust.SASLCredentials(
-        username=settings.username,
-        password=password,
-        mechanism=settings.sasl_mechanism,
+        username=sasl["sasl_plain_username"],
+        password=sasl["sasl_plain_password"],
+        mechanism=sasl["sasl_mechanism"],
         ssl_context=context,
     )
 

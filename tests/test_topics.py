@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from pipeline.broker import Broker, free_ports
+from pipeline.broker import free_ports
 from pipeline.config import KafkaSettings, TopicSettings
 from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.topics import (
@@ -26,7 +22,7 @@ from pipeline.topics import (
     tls_context,
     topic_epochs,
 )
-from tests.support.kafka import alter, require_jars, settings_for, unavailable, unique_prefix
+from tests.support.kafka import alter
 
 DAY_MS = 86_400_000
 
@@ -225,82 +221,3 @@ def test_settings_that_the_broker_refuses_are_a_configuration_error(kafka_settin
     topics = kafka_settings.topics.model_copy(update={"replication": 15})
     with pytest.raises(ConfigError, match="Replication"):
         create_topics(kafka_settings.model_copy(update={"topics": topics}))
-
-
-@pytest.mark.kafka
-def test_a_secured_broker_lets_in_who_it_should(tmp_path):
-    """TLS and SASL fail closed: wrong password, wrong CA, wrong host name, no certificate check."""
-    require_jars()
-    identity, authority = make_identity(tmp_path, "broker")
-    _, stranger = make_identity(tmp_path, "stranger")
-    ports, (secured, _) = free_ports(), free_ports()
-    with Broker(ports=ports, properties=secured_properties(ports, secured, identity)):
-        good = settings_for(
-            f"127.0.0.1:{secured}",
-            unique_prefix(),
-            allow_plaintext=False,
-            security_protocol="SASL_SSL",
-            sasl_mechanism="PLAIN",
-            username="kizashi",
-            password=SecretStr("right"),
-            ca_file=authority,
-        )
-        assert len(create_topics(good).created) == 4
-
-        def refuse(kind: type[Exception], match: str, timeout_s: float, **changes: object) -> None:
-            settings = good.model_copy(update=changes)
-            with pytest.raises(kind, match=match), connect_admin(settings, timeout_s):
-                pass
-
-        refuse_password(good.model_copy(update={"password": SecretStr("wrong")}))
-        refuse(ConfigError, "(?i)certificate verify failed", 0.7, ca_file=stranger)
-        refuse(ConfigError, "(?i)hostname mismatch", 0.7, bootstrap_servers=f"localhost:{secured}")
-        refuse(ConfigError, "no TLS", 0.7, bootstrap_servers=f"127.0.0.1:{ports[0]}")
-        refuse(SinkUnavailable, "bootstrap", 0.7, security_protocol="SASL_PLAINTEXT")
-
-
-def refuse_password(settings: KafkaSettings) -> None:
-    """On a busy machine kafka-python may miss the refusal and see a time-out; not many times."""
-    for _ in range(3):
-        with pytest.raises((ConfigError, SinkUnavailable)) as refused:
-            create_topics(settings)
-        if refused.type is ConfigError:
-            break
-    assert refused.match("Authentication")
-
-
-def make_identity(directory: Path, name: str) -> tuple[Path, Path]:
-    """Make a key with its own certificate for 127.0.0.1: (key and certificate, certificate)."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        unavailable("openssl is needed to make certificates")
-    key, certificate = directory / f"{name}.key", directory / f"{name}.pem"
-    request = f"req -x509 -nodes -days 2 -subj /CN={name} -addext subjectAltName=IP:127.0.0.1"
-    curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    command = [openssl, *request.split(), *curve.split(), *files]
-    subprocess.run(command, check=True, capture_output=True)
-    both = directory / f"{name}-both.pem"
-    both.write_text(key.read_text() + certificate.read_text())
-    return both, certificate
-
-
-def secured_properties(ports: tuple[int, int], secured: int, identity: Path) -> dict[str, str]:
-    """A second listener that wants TLS and a password; the first stays as it is."""
-    client, controller = ports
-    plain = f"PLAINTEXT://127.0.0.1:{client}"
-    sasl = f"SASL_SSL://127.0.0.1:{secured}"
-    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
-    return {
-        "listeners": f"{plain},CONTROLLER://127.0.0.1:{controller},{sasl}",
-        "advertised.listeners": f"{plain},{sasl}",
-        "listener.security.protocol.map": (
-            "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL"
-        ),
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.sasl_ssl.plain.sasl.jaas.config": (
-            f'{module} required user_kizashi="right";'
-        ),
-        "ssl.keystore.type": "PEM",
-        "ssl.keystore.location": str(identity),
-    }
