@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from gateway.anthropic_api import AnthropicDialect
 from gateway.keys import read_keys, read_secret
 from gateway.limiting import KeyLimits
 from gateway.metrics import Metrics
@@ -67,4 +68,6 @@ def build_dialect(settings: UpstreamSettings) -> Dialect:
     if settings.api_key_env is not None or settings.api_key_file is not None:
         where = f"gateway.upstreams.{settings.name}"
         key = read_secret(where, settings.api_key_env, settings.api_key_file)
+    if settings.kind == "anthropic":
+        return AnthropicDialect(settings, key)
     return OpenAIDialect(settings, key)

@@ -16,6 +16,7 @@ from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
+from redis.asyncio import ConnectionPool
 
 from gateway.asked import Asked
 from gateway.errors import Code, GatewayError
@@ -28,10 +29,10 @@ _REDIS_TIMEOUT_S = 0.5
 class KeyLimits:
     """The limits of all keys. With Redis away, requests pass or not as configured."""
 
-    def __init__(self, settings: LimitSettings) -> None:
+    def __init__(self, settings: LimitSettings, pool: ConnectionPool | None = None) -> None:
+        """`pool`: connections to Redis other than those that the settings lead to."""
         self._settings = settings
-        self._storage = _storage(settings)
-        self._strategy = SlidingWindowCounterRateLimiter(self._storage)
+        self._strategy = SlidingWindowCounterRateLimiter(_storage(settings, pool))
         #: How often Redis did not answer.
         self.away = 0
 
@@ -81,16 +82,16 @@ class KeyLimits:
         return GatewayError(Code.RATE_LIMIT_EXCEEDED, f"{names}: {item}", retry_after_s=wait_s)
 
 
-def _storage(settings: LimitSettings) -> Storage:
+def _storage(settings: LimitSettings, pool: ConnectionPool | None) -> Storage:
     if settings.redis_url is None:
         return MemoryStorage()
     url = settings.redis_url.get_secret_value()
+    timeouts = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), _REDIS_TIMEOUT_S)
     storage = storage_from_string(
         f"async+{url}",
         implementation="redispy",
         wrap_exceptions=True,
-        socket_timeout=_REDIS_TIMEOUT_S,
-        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        **({"connection_pool": pool} if pool is not None else timeouts),
     )
     if not isinstance(storage, Storage):
         raise TypeError(f"{type(storage).__name__} is not asynchronous")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import APIError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from gateway.app import build_app
 from gateway.build import open_gateway
@@ -50,6 +50,24 @@ class Stand:
     def provider(self) -> FakeProvider:
         [provider] = self.providers.values()
         return provider
+
+
+async def ask(
+    stand_: Stand, text: str = "Where is my parcel?", *, model: str = "gpt-4o", stream: bool = False
+) -> tuple[str, APIError | None]:
+    """Return what a client hears, and the error that it ends with."""
+    messages: list[Any] = [{"role": "user", "content": text}]
+    create = stand_.client.chat.completions.create
+    heard = ""
+    try:
+        if not stream:
+            answer = await create(model=model, messages=messages)
+            return answer.choices[0].message.content or "", None
+        async for chunk in await create(model=model, messages=messages, stream=True):
+            heard += chunk.choices[0].delta.content or ""
+    except APIError as error:
+        return heard, error
+    return heard, None
 
 
 @asynccontextmanager
