@@ -199,8 +199,14 @@ def run_worker(config: Config) -> NoReturn:
     """
     app = build_faust(config.kafka)
     state = WorkerState(config, app, TopicPublisher(app, config.kafka, build_letter_policy(config)))
+    # Faust would set up logging of its own, in which a message may have several lines.
+    logging.getLogger().setLevel(logging.INFO)
     worker = faust.Worker(
-        build_app(app, state), loglevel="INFO", redirect_stdouts=False, stdout=sys.stderr
+        build_app(app, state),
+        loglevel="INFO",
+        override_logging=False,
+        redirect_stdouts=False,
+        stdout=sys.stderr,
     )
     settle_process()
     try:

@@ -7,14 +7,15 @@ import decimal
 import logging
 from collections.abc import Iterator, Sequence
 
-import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import Config
 from pipeline.errors import SinkUnavailable
 from pipeline.prices import UsageLine
 from pipeline.sinks.clickhouse import open_store
+from pipeline.sinks.text import json_line, printable
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def read_usage(config: Config) -> list[UsageLine]:
 def render_json(names: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
     """Yield each row as a JSON object; decimals become numbers, times RFC 3339."""
     for row in rows:
-        yield msgspec.json.encode(dict(zip(names, map(_plain, row), strict=True))).decode()
+        yield json_line(dict(zip(names, map(_plain, row), strict=True)))
 
 
 def render_table(names: Sequence[str], rows: Sequence[Row]) -> None:
@@ -92,4 +93,4 @@ def _cell(value: object) -> str:
     if isinstance(value, dt.datetime):
         return value.isoformat(sep=" ", timespec="seconds")
     # A value is data: control characters would move the cursor, and brackets are rich's markup.
-    return "".join(c if c.isprintable() else "�" for c in str(value)).replace("[", r"\[")
+    return escape(printable(str(value)))

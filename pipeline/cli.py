@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from msgspec import structs
 
 from pipeline.cli_configured import configured
 from pipeline.cli_erase import erase
@@ -22,6 +21,8 @@ from pipeline.cli_silence import silence
 from pipeline.cli_slo import slo
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, KizashiError
+from pipeline.logs import log_in_lines
+from pipeline.sinks.text import json_line, printable
 
 #: Of people, in UTC.
 TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
@@ -41,7 +42,7 @@ def main() -> NoReturn:
         sys.stderr.close()
         sys.exit(141)
     except KizashiError as error:
-        click.echo(f"kizashi: {error}", err=True)
+        click.echo(f"kizashi: {printable(str(error))}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     sys.exit(0)
 
@@ -60,9 +61,9 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
     """Kizashi: the first sign that an LLM gateway's answers have changed."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    log_in_lines()
     # What Kafka's client says while it tries again is for those who look for it.
     logging.getLogger("kafka").setLevel(logging.INFO if verbose else logging.CRITICAL)
     context.obj = lambda: load_config(config_file)
@@ -263,10 +264,10 @@ def doctor(config: Config, as_json: bool) -> None:
     for finding in examine(config):
         sick = sick or not finding.well
         if as_json:
-            click.echo(json.dumps(structs.asdict(finding), ensure_ascii=False))
+            click.echo(json_line(finding))
             continue
         mark = click.style("ok  ", fg="green") if finding.well else click.style("BAD ", fg="red")
-        click.echo(f"{mark} {finding.check}: {finding.detail}")
+        click.echo(f"{mark} {finding.check}: {printable(finding.detail)}")
         if finding.remedy:
             click.echo(f"     mend it: {finding.remedy}")
     if sick:

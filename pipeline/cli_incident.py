@@ -10,6 +10,7 @@ import click
 
 from pipeline.cli_configured import configured, name_asker
 from pipeline.config import Config
+from pipeline.sinks.text import json_line
 from schemas.command import NAME_CHARS, TEXT_CHARS, Command, Verb
 
 #: Incidents that are looked through; older ones are found by their id.
@@ -67,7 +68,6 @@ def show(config: Config, name: str, as_json: bool) -> None:
 @configured
 def stats(config: Config, days: float, as_json: bool) -> None:
     """Time to detect, acknowledge, mitigate and resolve, by symptom."""
-    import msgspec
 
     from pipeline.commanding import reading
     from pipeline.incident_report import print_stats
@@ -79,7 +79,7 @@ def stats(config: Config, days: float, as_json: bool) -> None:
         print_stats(rows)
         return
     for row in rows:
-        click.echo(msgspec.json.encode(row).decode())
+        click.echo(json_line(row))
 
 
 def _commanding(verb: Verb, help_text: str) -> Callable[..., None]:

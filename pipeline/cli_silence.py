@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from msgspec import json, structs
+from msgspec import structs
 
 from pipeline.cli_configured import configured, name_asker
 from pipeline.config import Config
+from pipeline.sinks.text import json_line
 from schemas.monitor import parse_grouping
 from schemas.signal import Family
 from schemas.silence import Silence
@@ -84,7 +85,7 @@ def list_silences(config: Config, everything: bool, as_json: bool) -> None:
         found = store.load(0 if everything else round(time.time() * 1000))
     if as_json:
         for each in found:
-            click.echo(json.encode(each).decode())
+            click.echo(json_line(each))
         return
     rows = [
         (

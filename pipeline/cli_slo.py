@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import click
-from msgspec import json
 
 from pipeline.cli_configured import configured
 from pipeline.config import Config
+from pipeline.sinks.text import json_line
 
 
 @click.command()
@@ -27,7 +27,7 @@ def slo(config: Config, as_json: bool) -> None:
         standings = [objectives.measure(each, now_ms) for each in config.objectives]
     if as_json:
         for each in standings:
-            click.echo(json.encode(each).decode())
+            click.echo(json_line(each))
         return
     rows = [
         (

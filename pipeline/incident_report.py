@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipeline.commanding import Outcome
 from pipeline.incidents.lifecycle import measure_stages
-from pipeline.sinks.text import plain
+from pipeline.sinks.text import json_line, plain
 from schemas.alarm import Rate
 from schemas.command import Command, Verb
 from schemas.incident import Attribution, Incident, Silenced
@@ -39,7 +39,7 @@ def to_json_line(incident: Incident) -> str:
     """Return the incident as stored, and its stage and how long each took, as one line."""
     described = msgspec.to_builtins(incident)
     described |= {"stage": incident.stage.value, **measure_stages(incident)._asdict()}
-    return msgspec.json.encode(described).decode()
+    return json_line(described)
 
 
 def print_list(incidents: Sequence[Incident]) -> None:

@@ -36,6 +36,7 @@ from pipeline.core.pricing import (
     parse_rate,
 )
 from pipeline.errors import ConfigError
+from pipeline.sinks.text import printable
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
 ENTRIES_MAX = 20_000
@@ -436,6 +437,7 @@ def _format_day(time_ms: int) -> str:
 
 def _render(rows: Sequence[tuple[str, ...]], left: int) -> str:
     """Lay out rows in columns: the first `left` flush left, the others flush right."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(

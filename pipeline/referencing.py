@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from kafka import KafkaProducer
 from msgspec import Struct
@@ -35,6 +34,7 @@ from pipeline.sinks.references import (
     ReferenceStore,
     StoredEffect,
 )
+from pipeline.sinks.text import json_line, printable
 from pipeline.sinks.times import to_rfc3339
 from pipeline.topics import client_settings, mapped_errors, topic_epochs
 from schemas.control import MAX_SLICES, Reset, encode_reset
@@ -383,10 +383,11 @@ def render_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> str:
     if not outcomes:
         return "there are no stored answers to fit a reference to\n"
     return "".join(
-        f"{o.request_model}: {o.line.answers} answers, {o.line.first_time} to {o.line.last_time},"
+        f"{printable(o.request_model)}: {o.line.answers} answers, {o.line.first_time} to"
+        f" {o.line.last_time},"
         f" version {o.line.version}{'' if o.line.in_force else ', not in force: one is pinned'}\n"
         if o.line is not None
-        else f"{o.request_model}: no reference: {o.reason}\n"
+        else f"{printable(o.request_model)}: no reference: {printable(o.reason)}\n"
         for o in outcomes
     )
 
@@ -423,7 +424,7 @@ def render_description(description: Description, *, as_json: bool) -> str:
         return _as_json([description])
     line, explained = description.line, _share(description.explained)
     head = (
-        f"{line.request_model}, version {line.version} {_state(line)}\n"
+        f"{printable(line.request_model)}, version {line.version} {_state(line)}\n"
         f"{line.answers} answers, {line.first_time} to {line.last_time}, encoder {line.embedding}\n"
         f"the mean counts for {description.known} answers; residuals are clipped at"
         f" {description.clip:g} standard deviations\n"
@@ -442,7 +443,7 @@ def render_reset(order: Reset, *, as_json: bool) -> str:
     """What was announced."""
     if as_json:
         return _as_json([order])
-    where = "; ".join(", ".join(f"{d}={v}" for d, v in e.items()) for e in order.slices)
+    where = "; ".join(", ".join(f"{d}={printable(v)}" for d, v in e.items()) for e in order.slices)
     return f"announced to every worker: {where} learn anew from {to_rfc3339(order.time_ms)}\n"
 
 
@@ -471,10 +472,11 @@ def _share(share: float | None) -> str:
 
 
 def _as_json(items: Sequence[object]) -> str:
-    return "".join(msgspec.json.encode(each).decode() + "\n" for each in items)
+    return "".join(json_line(each) + "\n" for each in items)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

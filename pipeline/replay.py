@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-import msgspec
-
 from pipeline.config import ClickHouseSettings, Config
 from pipeline.inputs import read_lines
 from pipeline.local import Counts, LocalPipeline
 from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.text import json_line
 from pipeline.sinks.times import to_rfc3339
 from schemas.alarm import Alarm, Rate
 from schemas.incident import Incident
@@ -118,7 +117,7 @@ def list_incident(incident: Incident) -> Item:
 
 def to_json_line(item: Item) -> str:
     """Return the item as one line of JSON."""
-    return msgspec.json.encode(item).decode()
+    return json_line(item)
 
 
 def to_words(item: Item) -> str | None:

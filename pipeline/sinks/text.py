@@ -11,7 +11,15 @@ import re
 from html import escape
 from unicodedata import category
 
+import msgspec
+
 ELLIPSIS = "…"
+#: Stands for a character that may not be printed.
+HIDDEN = "\ufffd"
+#: Control, line-separating and bidirectional characters that JSON lets through.
+_UNSEEN = re.compile(
+    "[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 
 #: ECMA-48 control sequences. Bounded, so that one introducer cannot swallow the text behind it.
 _ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]{0,32}[ -/]{0,4}[@-~]")
@@ -47,6 +55,23 @@ _CHAT = str.maketrans(
 _SLANTING = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
 #: ``:name:`` becomes a picture; the colons of a time of day do not.
 _PICTURE = re.compile(r"(?<!\w):(?=[\w+'-]+:)")
+
+
+def printable(text: str) -> str:
+    """Return `text` with a mark in place of what would move a cursor or hide, one for each."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if category(c) == "Zs" else HIDDEN for c in text)
+
+
+def json_line(item: object) -> str:
+    """Return one line of JSON in which nothing moves a cursor either; it reads as the same data."""
+    return _UNSEEN.sub(_escape_json, msgspec.json.encode(item).decode())
+
+
+def _escape_json(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def plain(text: str, limit_chars: int) -> str:
