@@ -18,7 +18,7 @@ its events: at 100 events a second, a tenth more.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,12 +28,14 @@ import numpy.typing as npt
 
 from detectors.bank_extra import ExtraConfig, ExtraDetectors, ExtraState
 from detectors.bank_family import Batch, FamilyGroup, Lead, Recovery
+from detectors.bank_frames import Parts, frame_arrays, frame_state, read_arrays, split_frames
 from detectors.bank_packet import PacketView, read_packet
 from detectors.bank_rates import Material, RateFamilies
 from detectors.bank_resets import Announced, Change, PlannedChanges
 from detectors.bank_rows import UNKNOWN, MonitorRows
 from detectors.bank_shifts import ShiftFamilies
 from detectors.bank_verdicts import STATES, VerdictTable
+from detectors.base import Arrays
 from detectors.budget import log_thresholds
 from detectors.fingerprint import FingerprintConfig
 from detectors.rate import RateDetectorConfig
@@ -117,10 +119,10 @@ class _Open(msgspec.Struct):
 
 
 class _Slot(NamedTuple):
-    """Where a family lives: its group, the group's number, and the family's place in it."""
+    """Where a family lives: its group, the group's name, and the family's place in it."""
 
     group: FamilyGroup[Any]
-    number: int
+    name: str
     place: int
 
 
@@ -142,8 +144,8 @@ class Bank:
             ),
         }
         self._slots = [
-            _Slot(group, number, place)
-            for number, group in enumerate(self._groups.values())
+            _Slot(group, name, place)
+            for name, group in self._groups.items()
             for place in range(len(group.families))
         ]
         self.families: tuple[Family, ...] = tuple(s.group.families[s.place] for s in self._slots)
@@ -190,7 +192,7 @@ class Bank:
         if not len(rows):
             return Findings([], [], [])
         batch = self._make_batch(rows, view)
-        tallies = [group.judge(batch) for group in self._groups.values()]
+        tallies = {name: group.judge(batch) for name, group in self._groups.items()}
         step_ms = self._advance_time(rows, view.columns[LAST_TIME_MS])
         # Cleared first: evidence from before a recovery cannot raise the alarm again.
         alarms = self._recover(packet, rows, tallies)
@@ -198,16 +200,9 @@ class Bank:
         alarms += self._raise(packet, rows, evidence)
         self._learn(batch, tallies, evidence)
         alarms += self._clear_silent(packet, rows, step_ms)
-        alarms += self._update_extra(packet, batch, tallies)
+        for extra in self._extra:
+            alarms += extra.update(packet, self._monitors, batch, tallies["rates"])
         return Findings(self._report(rows), alarms, self._find_effects(rows))
-
-    def _update_extra(self, packet: SignalPacket, batch: Batch, tallies: list[Any]) -> list[Alarm]:
-        rates = tallies[list(self._groups).index("rates")]
-        return [
-            alarm
-            for extra in self._extra
-            for alarm in extra.update(packet, self._monitors, batch, rates)
-        ]
 
     def reset(self, order: Reset) -> Findings:
         """Let the monitors that a planned change covers learn anew; ends their alarms.
@@ -359,7 +354,7 @@ class Bank:
             shift=lead.shift,
         )
 
-    def _recover(self, packet: SignalPacket, rows: Ints, tallies: list[Any]) -> list[Alarm]:
+    def _recover(self, packet: SignalPacket, rows: Ints, tallies: dict[str, Any]) -> list[Alarm]:
         if not self._open:
             return []
         position = np.full(self._monitors.capacity, -1)
@@ -368,7 +363,7 @@ class Bank:
         for key, opened in list(self._open.items()):
             at, slot = int(position[key[0]]), self._slots[key[1]]
             test, signal = opened.recovery, opened.alarm.signal
-            if at >= 0 and slot.group.has_recovered(test, signal, tallies[slot.number], at):
+            if at >= 0 and slot.group.has_recovered(test, signal, tallies[slot.name], at):
                 cleared.append(self._clear(key, "recovered", packet.source.last_offset))
         return cleared
 
@@ -400,16 +395,16 @@ class Bank:
 
     # Learning and reporting
 
-    def _learn(self, batch: Batch, tallies: list[Any], evidence: Floats) -> None:
+    def _learn(self, batch: Batch, tallies: dict[str, Any], evidence: Floats) -> None:
         quiet = evidence < np.maximum(self.log_thresholds - QUIET_MARGIN, 0.0)
         for family in sorted({family for _, family in self._open}):
             group, _, place = self._slots[family]
             at = np.flatnonzero(group.learning(batch.rows, place))
             quiet[at, family] &= ~self._find_suspects(batch.rows[at], family)
         start = 0
-        for group, tally in zip(self._groups.values(), tallies, strict=True):
+        for name, group in self._groups.items():
             end = start + len(group.families)
-            group.learn(batch, tally, quiet[:, start:end])
+            group.learn(batch, tallies[name], quiet[:, start:end])
             start = end
 
     def _find_suspects(self, rows: Ints, family: int) -> Bools:
@@ -489,31 +484,40 @@ class Bank:
     # Snapshots
 
     def snapshot(self) -> bytes:
-        """Return the whole state, positions included, as MessagePack."""
-        state = _BankState(
-            monitors=[(m.grouping, m.values, row) for m, row in self._monitors],
-            free=self._monitors.free,
-            rows=self._monitors.capacity,
-            last_ms=self._last_ms.tolist(),
-            verdict_minute=self._verdict_minute.tolist(),
-            planned_ms=self._planned_ms.tolist(),
-            open=[(*key, o) for key, o in self._open.items()],
-            seen=[(*key, *position) for key, position in self._seen.items()],
-            watermark_ms=self._watermark_ms,
-            announced=self._planned.announced,
-            groups={
-                name: {part: _pack_arrays(arrays) for part, arrays in group.snapshot().items()}
-                for name, group in self._groups.items()
-            },
-            extra=[
-                (extra.name, state, _pack_arrays(arrays))
-                for extra in self._extra
-                for state, arrays in [extra.snapshot()]
-            ],
-            signals=[s.value for s in Signal],
-            version=VERSION,
+        """Return the whole state, positions included."""
+        return b"".join(self.write_snapshot())
+
+    def write_snapshot(self) -> Iterator[bytes]:
+        """Yield the bytes of `snapshot` piece by piece; nothing may happen in between."""
+        arrays = 0
+        for owner, part, each in self._parts():
+            yield from frame_arrays((owner, part), each)
+            arrays += len(each)
+        yield frame_state(
+            _BankState(
+                monitors=[(m.grouping, m.values, row) for m, row in self._monitors],
+                free=self._monitors.free,
+                rows=self._monitors.capacity,
+                last_ms=self._last_ms.tolist(),
+                verdict_minute=self._verdict_minute.tolist(),
+                planned_ms=self._planned_ms.tolist(),
+                open=[(*key, o) for key, o in self._open.items()],
+                seen=[(*key, *position) for key, position in self._seen.items()],
+                watermark_ms=self._watermark_ms,
+                announced=self._planned.announced,
+                extra=[(extra.name, extra.snapshot()[0]) for extra in self._extra],
+                arrays=arrays,
+                signals=[s.value for s in Signal],
+                version=VERSION,
+            )
         )
-        return msgspec.msgpack.encode(state)
+
+    def _parts(self) -> Iterator[tuple[str, str, Arrays]]:
+        for name, group in self._groups.items():
+            for part, arrays in group.snapshot():
+                yield name, part, arrays
+        for extra in self._extra:
+            yield f"extra {extra.name}", "", extra.snapshot()[1]
 
     @classmethod
     def restore(cls, config: BankConfig, raw: bytes) -> Bank:
@@ -522,7 +526,7 @@ class Bank:
         Raises:
             ValueError: it was made by another version, or with other alternatives.
         """
-        state = _decode_state(raw)
+        state, arrays = _decode_state(raw)
         bank = cls(config)
         monitors = [(Monitor(parse_grouping(",".join(g)), v), row) for g, v, row in state.monitors]
         bank._monitors.restore(state.rows, state.free, monitors)
@@ -533,23 +537,14 @@ class Bank:
         bank._seen = {(t, e, p): (last, part) for t, e, p, last, part in state.seen}
         bank._watermark_ms = state.watermark_ms
         bank._planned.announced = state.announced
-        if bank._groups.keys() != state.groups.keys():
-            raise ValueError(f"a snapshot of {', '.join(state.groups)}")
         for name, group in bank._groups.items():
-            group.restore({p: _unpack_arrays(packed) for p, packed in state.groups[name].items()})
-        bank._restore_extra(state)
-        return bank
-
-    def _restore_extra(self, state: _BankState) -> None:
+            group.restore(arrays[name])
         # Of another configuration: it starts anew, and nobody else has to.
-        held = {name: (each, packed) for name, each, packed in state.extra}
-        for extra in self._extra:
+        held = dict(state.extra)
+        for extra in bank._extra:
             if extra.name in held:
-                each, packed = held[extra.name]
-                extra.restore(each, _unpack_arrays(packed))
-
-
-_Packed = dict[str, tuple[str, tuple[int, ...], bytes]]
+                extra.restore(held[extra.name], arrays[f"extra {extra.name}"][""])
+        return bank
 
 
 class _BankState(msgspec.Struct, forbid_unknown_fields=True):
@@ -563,32 +558,24 @@ class _BankState(msgspec.Struct, forbid_unknown_fields=True):
     seen: list[tuple[str, str, int, int, int]]
     watermark_ms: int
     announced: dict[int, Announced]
-    #: Group → part → its arrays.
-    groups: dict[str, dict[str, _Packed]]
-    extra: list[tuple[str, ExtraState, _Packed]]
+    extra: list[tuple[str, ExtraState]]
+    #: How many there are before this.
+    arrays: int
     signals: list[str]
     version: int
 
 
-def _decode_state(raw: bytes) -> _BankState:
+def _decode_state(raw: bytes) -> tuple[_BankState, dict[str, Parts]]:
+    *frames, last = split_frames(raw) or [memoryview(b"")]
     try:
-        state = msgspec.msgpack.decode(raw, type=_BankState)
+        state = msgspec.msgpack.decode(last, type=_BankState)
     except msgspec.MsgspecError as error:
         raise ValueError(f"not a snapshot of this version: {error}") from None
     if state.version != VERSION or state.signals != [s.value for s in Signal]:
         raise ValueError(f"a snapshot of version {state.version}, for {state.signals}")
-    return state
-
-
-def _pack_arrays(arrays: Mapping[str, npt.NDArray[np.generic]]) -> _Packed:
-    return {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}
-
-
-def _unpack_arrays(packed: _Packed) -> dict[str, npt.NDArray[np.generic]]:
-    return {
-        name: np.frombuffer(raw, np.dtype(dtype)).reshape(shape)
-        for name, (dtype, shape, raw) in packed.items()
-    }
+    if state.arrays != len(frames):
+        raise ValueError(f"not a snapshot of this version: {len(frames)} of {state.arrays} arrays")
+    return state, read_arrays(frames)
 
 
 def _exp(log_value: float) -> float:

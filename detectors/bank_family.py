@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -106,8 +106,8 @@ class FamilyGroup(Protocol[Tally]):
     def read(self, rows: Ints) -> Readings:
         """Return where the signals of these rows stand."""
 
-    def snapshot(self) -> dict[str, Arrays]:
-        """Return copies of the whole state, part by part."""
+    def snapshot(self) -> Iterator[tuple[str, Arrays]]:
+        """Yield copies of the whole state, part by part."""
 
     def restore(self, parts: Mapping[str, Mapping[str, npt.NDArray[np.generic]]]) -> None:
         """Take on a state from `snapshot`; raises ValueError for one that does not fit."""

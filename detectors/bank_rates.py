@@ -7,7 +7,7 @@ they depend on each other, so they are never multiplied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -283,13 +283,12 @@ class RateFamilies(FamilyGroup[Tally]):
 
     # Snapshots
 
-    def snapshot(self) -> dict[str, Arrays]:
-        return {
-            "detector": self._detector.snapshot(),
-            "beyond": self._beyond.snapshot(),
-            "reference": self._reference.snapshot(),
-            **{f"tails_{name}": tails.snapshot() for name, tails in self._tails.items()},
-        }
+    def snapshot(self) -> Iterator[tuple[str, Arrays]]:
+        yield "detector", self._detector.snapshot()
+        yield "beyond", self._beyond.snapshot()
+        yield "reference", self._reference.snapshot()
+        for name, tails in self._tails.items():
+            yield f"tails_{name}", tails.snapshot()
 
     def restore(self, parts: Mapping[str, Mapping[str, npt.NDArray[np.generic]]]) -> None:
         self._detector.restore(parts["detector"])

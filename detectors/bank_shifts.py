@@ -13,7 +13,7 @@ other change.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -214,12 +214,10 @@ class ShiftFamilies(FamilyGroup[SumsView | None]):
 
     # Snapshots
 
-    def snapshot(self) -> dict[str, Arrays]:
+    def snapshot(self) -> Iterator[tuple[str, Arrays]]:
+        yield "detector", self._detector.snapshot()
         waiting = {name: getattr(self, f"_{name}").copy() for name in _STATE}
-        return {
-            "detector": self._detector.snapshot(),
-            "waiting": {**waiting, "version": np.array([self._version])},
-        }
+        yield "waiting", {**waiting, "version": np.array([self._version])}
 
     def restore(self, parts: Mapping[str, Mapping[str, npt.NDArray[np.generic]]]) -> None:
         waiting = parts["waiting"]

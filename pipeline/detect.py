@@ -92,7 +92,7 @@ class DetectorRunner:
         )
         if not quiet and owned.position > owned.saved_position:
             self._store.save_snapshot(
-                self._topic, self._epoch, partition, owned.position, owned.bank.snapshot()
+                self._topic, self._epoch, partition, owned.position, owned.bank.write_snapshot()
             )
             owned.saved_s, owned.saved_position = self._clock(), owned.position
         owned.verdicts.clear()

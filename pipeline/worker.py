@@ -31,6 +31,7 @@ from pipeline.errors import ConfigError, Fenced, RetryableError
 from pipeline.incidents.book import BookConfig
 from pipeline.ingest import IngestLimits, Ingestor
 from pipeline.pagerduty_webhook import PagerDutyHook
+from pipeline.process import release_memory
 from pipeline.respond import Responder
 from pipeline.retry import Backoff
 from pipeline.silences import SilenceKeeper
@@ -247,6 +248,17 @@ class WorkerState:
             logger.critical("%d events behind, and nothing has moved for %d s", lag, STALL_S)
             # What hangs cannot be asked to stop. Its successor takes up the declared range.
             os._exit(1)
+
+    async def release_memory(self) -> None:
+        """Give back what the last seconds needed and the next ones will ask for again."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self.executor, self._release_memory)
+        except RetryableError as error:
+            logger.warning("memory cannot be given back: %s", error)
+
+    def _release_memory(self) -> None:
+        self.store.release_memory()
+        release_memory()
 
     def _note_retry(self) -> None:
         self._retried_s = time.monotonic()

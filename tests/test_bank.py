@@ -544,10 +544,15 @@ def test_a_snapshot_of_another_make_is_refused() -> None:
     stream = Stream()
     stream.run(10)
     raw = stream.bank.snapshot()
+    pieces = list(stream.bank.write_snapshot())
     other = BankConfig(detector=RateDetectorConfig((2.0,)))
     for config, wrong, why in (
         (CONFIG, b"\xc1", "not a snapshot"),
-        (CONFIG, raw[:-1], "not a snapshot"),
+        (CONFIG, raw[:-1], "it is cut off"),
+        (CONFIG, raw + b"\x00", "it is cut off"),
+        (CONFIG, b"".join(pieces[1:]), "arrays"),
+        (CONFIG, b"".join([pieces[-1], *pieces[1:]]), "no array|not a snapshot"),
+        (CONFIG, b"", "not a snapshot"),
         (CONFIG, raw[:-1] + b"\x01", "version 1"),
         (other, raw, "other alternatives"),
     ):

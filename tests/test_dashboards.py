@@ -151,7 +151,7 @@ def filled(embedded_path: Path) -> Iterator[Filled]:
         objective = ObjectiveSettings(name="all", target=0.99)
         objectives.save([objectives.measure(objective, now_ms)])
         incident = make_incident(incident_id="told")
-        DetectionStore(store).save_snapshot("llm.signals", "1", 0, 41, b"state")
+        DetectionStore(store).save_snapshot("llm.signals", "1", 0, 41, [b"state"])
         IncidentStore(store).save_notifications([make_notification(incident=incident)])
         save_resolved(store, now_ms)
         save_fingerprints(store, now_ms)

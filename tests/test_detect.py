@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -66,10 +66,10 @@ class FakeStore:
         self.effects |= {(e.reset_id, e.signal): e for e in effects}
 
     def save_snapshot(
-        self, topic: str, epoch: str, partition: int, position: int, state: bytes
+        self, topic: str, epoch: str, partition: int, position: int, state: Iterable[bytes]
     ) -> None:
         self._maybe_fail()
-        self.snapshot = (position, state)
+        self.snapshot = (position, b"".join(state))
 
     def load_snapshot(self, topic: str, epoch: str, partition: int) -> tuple[int, bytes] | None:
         return self.snapshot

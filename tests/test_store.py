@@ -827,14 +827,26 @@ def test_the_latest_snapshot_is_loaded(shared: Store, topic: str) -> None:
     detections = DetectionStore(shared)
     assert detections.load_snapshot(topic, "1", 0) is None
     state = bytes(range(256)) * 40
-    for position, payload in ((10, b"old"), (30, state), (30, state), (20, b"late")):
+    for position, payload in (
+        (10, [b"old"]),
+        (30, [state[:7], b"", state[7:]]),
+        (30, [state]),
+        (20, [b"late"]),
+    ):
         detections.save_snapshot(topic, "1", 0, position, payload)
-    detections.save_snapshot(topic, "2", 0, 99, b"another epoch")
-    detections.save_snapshot(topic, "1", 1, 99, b"")
+    detections.save_snapshot(topic, "2", 0, 99, [b"another epoch"])
+    detections.save_snapshot(topic, "1", 1, 99, [])
     assert detections.load_snapshot(topic, "1", 0) == (30, state)
     assert detections.load_snapshot(topic, "1", 1) == (99, b"")
     kept = "SELECT count() FROM detector_snapshots FINAL WHERE topic = {topic:String}"
     assert shared.rows(kept, {"topic": topic}) == [(3,)]
+
+
+def test_memory_is_given_back_without_a_row_lost(shared: Store, topic: str) -> None:
+    detections = DetectionStore(shared)
+    detections.save_snapshot(topic, "1", 0, 7, [b"state"])
+    shared.release_memory()
+    assert detections.load_snapshot(topic, "1", 0) == (7, b"state")
 
 
 # --- Incidents -------------------------------------------------------------------------------

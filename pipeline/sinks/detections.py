@@ -7,13 +7,13 @@ detectors are deterministic, so a replay writes the same rows again.
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
-import lz4.frame
 import numpy as np
 import numpy.typing as npt
+from lz4.frame import LZ4FrameCompressor, decompress
 
 from detectors.bank_verdicts import STATES, VerdictTable
 from pipeline.core.chunk import CodedColumn, Columns, code_values
@@ -102,13 +102,16 @@ class DetectionStore:
         )
 
     def save_snapshot(
-        self, topic: str, epoch: str, partition: int, position: int, state: bytes
+        self, topic: str, epoch: str, partition: int, position: int, state: Iterable[bytes]
     ) -> None:
-        """Store the state after the signal at offset `position`.
+        """Store the state after the signal at offset `position`, given piece by piece.
 
         Compressed here: on its way into ClickHouse it is copied several times, and of
-        thousands of monitors it is tens of megabytes, most of them zeros.
+        thousands of monitors it is tens of megabytes, most of them zeros. So the whole
+        of it is nowhere.
         """
+        with LZ4FrameCompressor() as compressor:
+            pieces = [compressor.begin(), *map(compressor.compress, state), compressor.flush()]
         self._store.insert_rows(
             "detector_snapshots",
             [
@@ -117,7 +120,7 @@ class DetectionStore:
                     "epoch": epoch,
                     "partition": partition,
                     "position": position,
-                    "state": lz4.frame.compress(state),
+                    "state": b"".join(pieces),
                 }
             ],
         )
@@ -135,7 +138,7 @@ class DetectionStore:
         state = b64decode(rows[0][1])
         # What an older version stored is handed on as it is, and the bank refuses it.
         packed = state.startswith(_LZ4_MAGIC)
-        return int(rows[0][0]), lz4.frame.decompress(state) if packed else state
+        return int(rows[0][0]), decompress(state) if packed else state
 
 
 def _verdict_rows(tables: Sequence[VerdictTable]) -> Columns:
