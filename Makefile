@@ -89,6 +89,12 @@ evaluate: install
 	@$(BIN)/python -m benchmarks.evaluate $(if $(DATA),--data "$(DATA)") \
 		--document docs/detection.md $(ARGS)
 
+## chaos     Kafka, workers and ClickHouse killed in every way: SECONDS=120 SEED=1 ARGS="--json"
+.PHONY: chaos
+chaos: install
+	@$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(SEED),--seed $(SEED)) $(ARGS)
+
 ## up        the whole stack in containers; passwords are made once, in deploy/.env
 .PHONY: up
 up: deploy/.env

@@ -21,6 +21,7 @@ from schemas.monitor import Dimension
 from tests.support.clickhouse import ClickHouseServer
 from tests.support.kafka import KafkaServer, consume, settings_for
 from tests.support.pagerduty import ROUTING_KEY, FakePagerDuty
+from tests.support.rollups import GROUPINGS, rollups_that_differ, total_of
 from tests.support.workers import Stack, running
 
 pytestmark = pytest.mark.kafka
@@ -73,36 +74,6 @@ def event(i: int, now_s: float, **changes: Any) -> bytes:
     return json.dumps(fields | changes).encode()
 
 
-ROLLUPS = """
-    SELECT minute, {dimensions}, sum(requests), sum(errors), sumMap(error_types), sum(answered),
-           sum(refusals), sum(truncations), sum(cache_hits), sum(input_tokens),
-           sum(output_tokens), sum(cache_read_tokens), sum(cost_usd), sum(unpriced),
-           arraySum(mapValues(sumMap(duration_ms)))
-    FROM rollup_1m WHERE grouping = '{grouping}' GROUP BY minute, {dimensions} ORDER BY ALL
-"""
-RECOMPUTED = """
-    SELECT toStartOfMinute(event_time) AS minute, {dimensions}, count(), countIf(error_type != ''),
-           mapFilter((k, v) -> k != '', sumMap(map(error_type, 1::UInt64))),
-           countIf(error_type = ''), countIf(refused), countIf(truncated), countIf(cache = 'hit'),
-           sum(ifNull(input_tokens, 0)), sum(ifNull(output_tokens, 0)),
-           sum(ifNull(cache_read_tokens, 0)), sum(ifNull(cost_usd, 0)), countIf(cost_usd IS NULL),
-           countIf(duration_s IS NOT NULL)
-    FROM requests GROUP BY minute, {dimensions} ORDER BY ALL
-"""
-GROUPINGS = ["request_model", "route", "request_model,route", "tenant", "provider,region"]
-
-
-def assert_rollups_equal_their_recomputation(stack: Stack) -> None:
-    for grouping in GROUPINGS:
-        rolled = stack.store.rows(ROLLUPS.format(grouping=grouping, dimensions=grouping))
-        again = stack.store.rows(RECOMPUTED.format(dimensions=grouping))
-        assert [_plain(r) for r in rolled] == [_plain(r) for r in again], grouping
-
-
-def _plain(row: tuple[Any, ...]) -> list[str]:
-    return [str(sorted(v.items())) if isinstance(v, dict) else str(v) for v in row]
-
-
 def test_200_000_events_two_workers_one_killed(stack: Stack) -> None:
     first, second = stack.worker(), stack.worker()
     now_s = time.time()
@@ -125,9 +96,8 @@ def test_200_000_events_two_workers_one_killed(stack: Stack) -> None:
         EVENTS
     )
     for grouping in GROUPINGS:
-        total = f"SELECT sum(requests) FROM rollup_1m WHERE grouping = '{grouping}'"
-        assert stack.count(total) == EVENTS
-    assert_rollups_equal_their_recomputation(stack)
+        assert total_of(stack.store, grouping) == EVENTS
+    assert rollups_that_differ(stack.store) == []
     # The second has been at work all along; the first may still be on its way up.
     assert second.stop() == 0
 
@@ -230,7 +200,7 @@ def test_clickhouse_away_under_load_loses_nothing(
     total = "SELECT sum(requests) FROM rollup_1m WHERE grouping = 'route'"
     stack.wait(lambda: stack.count(total) == count, 30, "all rollups")
     assert stack.count("SELECT count() FROM requests") == count
-    assert_rollups_equal_their_recomputation(stack)
+    assert rollups_that_differ(stack.store) == []
     assert peak_mb < before_mb + 250
 
 

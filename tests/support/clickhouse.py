@@ -42,7 +42,8 @@ PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """End with the thread that starts us; for `preexec_fn`."""
     # Runs between fork and exec, so it does nothing but this one call. The kernel then ends
     # the server even if it is paused and the tests are killed.
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -73,7 +74,7 @@ class ClickHouseServer:
         command = [sys.executable, "-m", "pipeline.sinks.endpoint", "--writable"]
         command += ["--path", str(self.path), "--port", str(self.port)]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=_die_with_parent
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent
         )
         self.port = self._read_port(self._process)
 

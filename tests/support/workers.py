@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.config import ClickHouseSettings, KafkaSettings
 from pipeline.sinks.clickhouse import Store
 from pipeline.topics import create_topics
-from tests.support.clickhouse import ClickHouseServer
+from tests.support.clickhouse import ClickHouseServer, die_with_parent
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,19 +22,27 @@ ROOT = Path(__file__).parents[2]
 class WorkerProcess:
     """One `kizashi worker`; its log is in `log_file`."""
 
-    def __init__(self, environment: dict[str, str], log_file: Path) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        log_file: Path,
+        module: Sequence[str] = ("pipeline", "worker"),
+    ) -> None:
+        """`module` is what ``python -m`` runs, with its arguments."""
         self._environment = environment
+        self._module = module
         self.log_file = log_file
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline", "worker"],
+                [sys.executable, "-m", *self._module],
                 cwd=ROOT,
                 env={**os.environ, **self._environment},
                 stdout=log,
                 stderr=log,
+                preexec_fn=die_with_parent,
             )
 
     @property
@@ -42,10 +50,21 @@ class WorkerProcess:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def status(self) -> int | None:
+        """Its exit status; minus the signal that ended it; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    @property
     def rss_mb(self) -> float:
-        assert self._process is not None
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+        """What it holds in memory; 0 when it does not run."""
+        if self._process is None:
+            return 0.0
+        try:
+            status = Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:
+            return 0.0
+        _, _, held = status.partition("VmRSS:")
+        return int(held.split()[0]) / 1024 if held else 0.0
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
@@ -53,6 +72,11 @@ class WorkerProcess:
     def stop(self) -> int:
         """Ask it to stop; returns its exit status."""
         return self._end(signal.SIGTERM)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, and wait for nothing."""
+        if self.running and self._process is not None:
+            self._process.send_signal(number)
 
     def _end(self, how: signal.Signals) -> int:
         assert self._process is not None
