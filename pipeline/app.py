@@ -131,6 +131,7 @@ def _headers(source: Source, letter: DeadLetter) -> dict[str, bytes]:
         "offset": str(letter.record.offset).encode(),
         "bytes": str(len(letter.rejected.raw)).encode(),
         "sha256": hashlib.sha256(letter.rejected.raw).hexdigest().encode(),
+        "item": str(letter.item).encode(),
         "written_ms": str(letter.record.written_ms).encode(),
     }
 
@@ -159,10 +160,10 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
     """Hang the three agents on the app."""
     kafka = state.kafka
 
-    def declare(name: str) -> Any:
-        return app.topic(name, value_type=bytes, value_serializer="raw", acks=False)
+    def declare(*names: str) -> Any:
+        return app.topic(*names, value_type=bytes, value_serializer="raw", acks=False)
 
-    @app.agent(declare(kafka.events_topic), name="ingest")
+    @app.agent(declare(*kafka.input_topics), name="ingest")
     async def ingest(stream: Any) -> None:
         await consume(app, stream, state.ingest)
 

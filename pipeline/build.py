@@ -24,6 +24,7 @@ from pipeline.core.pricing import Pricer
 from pipeline.core.redaction import RecordPolicy
 from pipeline.core.step import Reading, StepConfig
 from pipeline.core.users import UserKey
+from pipeline.core.wire import Wire
 from pipeline.encoders.embedding import CarriedVectors, EncodedTexts
 from pipeline.encoders.static import StaticEncoder
 from pipeline.encoders.transformer import TransformerEncoder
@@ -58,6 +59,10 @@ def build_step_config(config: Config, signals_partitions: int) -> StepConfig:
         judge_texts=ingest.judge_texts,
         user_key=keys[-1] if keys else None,
         redact=frozenset(config.privacy.redact),
+        wires={
+            each.topic: Wire(each.format, each.names, each.keep, ingest.store_texts)
+            for each in config.kafka.inputs
+        },
     )
 
 

@@ -31,7 +31,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pipeline.errors import ConfigError
 from pipeline.gateway_settings import GatewaySettings
 from pipeline.section import Section
+from schemas.codec import EVENT_KEYS
 from schemas.monitor import DEFAULT_GROUPINGS, Dimension, Grouping, grouping_name, parse_grouping
+from schemas.otlp import WireFormat
 from schemas.sensitive import Kind
 from schemas.signal import Family, Signal
 
@@ -50,6 +52,24 @@ class TopicSettings(Section):
     compression: Literal["producer", "zstd", "lz4", "snappy", "gzip", "uncompressed"] = "producer"
 
 
+class InputSettings(Section):
+    """A topic that is read beside the events topic, and what its records hold."""
+
+    topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+    format: WireFormat = WireFormat.OTLP_PROTO
+    #: What further attributes of spans mean: attribute → key of an event.
+    names: dict[str, str] = Field(default_factory=dict)
+    #: Attributes of spans that are kept beside what an event has; all others are left behind.
+    keep: Annotated[tuple[str, ...], Field(max_length=32)] = ()
+
+    @field_validator("names")
+    @classmethod
+    def _check_names(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(set(value.values()) - EVENT_KEYS):
+            raise ValueError(f"no keys of an event: {', '.join(unknown)}")
+        return value
+
+
 class KafkaSettings(Section):
     bootstrap_servers: str = "127.0.0.1:9092"
     group_id: str = "kizashi"
@@ -57,6 +77,8 @@ class KafkaSettings(Section):
     signals_topic: str = "llm.signals"
     alarms_topic: str = "llm.alarms"
     deadletter_topic: str = "llm.deadletter"
+    #: Each a ``[[kafka.inputs]]``.
+    inputs: Annotated[tuple[InputSettings, ...], Field(max_length=50)] = ()
     session_timeout_s: Annotated[float, Field(ge=1, le=300)] = 10.0
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
@@ -68,6 +90,18 @@ class KafkaSettings(Section):
     cert_file: Path | None = None
     key_file: Path | None = None
     topics: TopicSettings = TopicSettings()
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> KafkaSettings:
+        ours = [self.signals_topic, self.alarms_topic, self.deadletter_topic]
+        if len({*self.input_topics, *ours}) < len(self.input_topics) + len(ours):
+            raise ValueError("inputs: a topic stands there twice, or is one of ours")
+        return self
+
+    @property
+    def input_topics(self) -> tuple[str, ...]:
+        """The topics from which events come."""
+        return (self.events_topic, *(each.topic for each in self.inputs))
 
 
 def is_loopback(host: str) -> bool:

@@ -17,6 +17,7 @@ from pipeline.core.dedup import SeenIds
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
 from pipeline.core.step import Admission, Reading, StepConfig, admit, derive_effects
+from pipeline.core.wire import EVENTS
 from pipeline.sinks.requests import RequestStore
 from schemas.signal import SignalPacket, Source
 
@@ -124,7 +125,8 @@ class PartitionEffects:
         return SeenIds(window, self._runner.requests.read_recent_ids(source, window))
 
     def _prepare(self, chunk: Chunk, seen: SeenIds) -> Prepared:
-        admission = admit(chunk, self._runner.config.limits, seen)
+        config = self._runner.config
+        admission = admit(chunk, config.limits, seen, config.wires.get(chunk.source.topic, EVENTS))
         return Prepared(admission, self._derive(admission))
 
     def _derive(self, admission: Admission) -> ChunkEffects:

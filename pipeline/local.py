@@ -84,7 +84,7 @@ class LocalPipeline:
 
     @property
     def counts(self) -> Counts:
-        return Counts(*self._counts)
+        return Counts(*self._counts[:4])
 
     def feed(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
         """Take in records, written at `now_ms`; returns alarms and changed incidents in order."""

@@ -15,7 +15,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kafka import KafkaAdminClient
@@ -62,6 +62,8 @@ class TopicPlan:
     #: Whether partitions may be added later. Not where keys are assigned to partitions by hash
     #: and have state there, nor where one partition is what gives the order.
     growable: bool
+    #: Somebody else's, who makes it as they like; we make it where it is missing.
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +115,17 @@ def plan_topics(settings: KafkaSettings) -> tuple[TopicPlan, ...]:
         }
         return TopicPlan(name, partitions, topics.replication, config, growable)
 
+    inputs = (
+        replace(plan(each.topic, topics.partitions, short_hours, 2, growable=True), foreign=True)
+        for each in settings.inputs
+    )
     return (
         plan(settings.events_topic, topics.partitions, short_hours, 2, growable=True),
         plan(settings.signals_topic, topics.signals_partitions, short_hours, 4, growable=False),
         plan(settings.alarms_topic, 1, long_hours, 1, growable=False),
         # Wider than the events: a dead letter carries the record and the reason.
         plan(settings.deadletter_topic, topics.partitions, long_hours, 4, growable=True),
+        *inputs,
     )
 
 
@@ -127,9 +134,12 @@ def find_differences(
 ) -> tuple[Difference, ...]:
     """Return where `standing` is not as `plan` says. Pure.
 
-    More partitions than planned are no difference where partitions may grow.
+    More partitions than planned are no difference where partitions may grow, and nothing is
+    where the topic is foreign.
     """
     found: list[Difference] = []
+    if plan.foreign:
+        return ()
 
     def note(what: str, is_now: object, should_be: object, remedy: str) -> None:
         found.append(Difference(plan.name, what, str(is_now), str(should_be), remedy))
@@ -171,7 +181,11 @@ def create_topics(settings: KafkaSettings, *, grow: bool = False) -> TopicReport
         created = _create_missing(admin, plans)
         stood = tuple(p for p in plans if p.name not in created)
         standing = _describe_planned(admin, stood)
-        few = [p for p in stood if p.growable and standing[p.name].partitions < p.partitions]
+        few = [
+            p
+            for p in stood
+            if p.growable and not p.foreign and standing[p.name].partitions < p.partitions
+        ]
         grown = _add_partitions(admin, few) if grow else ()
         standing |= _describe_planned(admin, [p for p in few if p.name in grown])
     return TopicReport(

@@ -119,7 +119,7 @@ class WorkerState:
                     f"kafka.topics.signals_partitions is {wrong.planned},"
                     f" but {wrong.topic} has {wrong.standing} partitions"
                 )
-        return topic_epochs(kafka, (kafka.events_topic, kafka.signals_topic))
+        return topic_epochs(kafka, (*kafka.input_topics, kafka.signals_topic))
 
     def _build(self) -> None:
         config, partitions = self.config, self.config.kafka.topics.signals_partitions
@@ -233,12 +233,13 @@ class WorkerState:
     async def watch(self) -> None:
         """Log the books; end the process when there is work and nothing moves."""
         try:
-            position, lag = await self.offsets.lag(self.kafka.events_topic)
+            found = [await self.offsets.lag(topic) for topic in self.kafka.input_topics]
         except RetryableError as error:
             logger.warning("%s", error)
             return
+        position, lag = (sum(each) for each in zip(*found, strict=True))
         logger.info(
-            "%d events: %d stored, %d dead-lettered, %d repeats; %d behind",
+            "%d events: %d stored, %d dead-lettered, %d repeats, %d spans of others; %d behind",
             *functools.reduce(ChunkCounts.plus, self.books.values(), ChunkCounts()),
             lag,
         )

@@ -28,7 +28,8 @@ MAX_DETAIL = 300
 BLOCK_EVENTS = 512
 
 _FIELDS: tuple[msgspec.structs.FieldInfo, ...] = msgspec.structs.fields(Event)
-_KNOWN_KEYS = frozenset(f.encode_name for f in _FIELDS)
+#: The keys of an event.
+EVENT_KEYS = frozenset(f.encode_name for f in _FIELDS)
 
 _LABEL_ATTRIBUTES = tuple(
     f.name for f in _FIELDS if f.name not in {"prompt_embedding", "response_embedding"}
@@ -190,7 +191,7 @@ def _decode_with_attributes(
     # The known keys are read from the bytes again, not from the dict: numbers,
     # times and repeated keys must be judged by the rules of the fast way.
     event = Event(**msgspec.structs.asdict(_decode_known(raw)))
-    extra = {k: v for k, v in _decode_object(raw).items() if k not in _KNOWN_KEYS}
+    extra = {k: v for k, v in _decode_object(raw).items() if k not in EVENT_KEYS}
     if (problem := _check_extra(extra, raw, limits)) is not None:
         return problem
     attributes = {key: _as_text(value) for key, value in extra.items()}

@@ -16,6 +16,7 @@ class Reason(StrEnum):
     INVALID_UTF8 = "invalid_utf8"
     LONE_SURROGATE = "lone_surrogate"
     INVALID_JSON = "invalid_json"
+    INVALID_PROTOBUF = "invalid_protobuf"
     NOT_AN_OBJECT = "not_an_object"
     MISSING_FIELD = "missing_field"
     INVALID_FIELD = "invalid_field"

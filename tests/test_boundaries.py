@@ -75,6 +75,13 @@ RULES = (
     Rule("schemas", ours=("schemas",), libraries=("msgspec",), forbidden=PURE),
     # A chunk's times and bytes are looked at as arrays.
     Rule("schemas.codec", ours=("schemas",), libraries=("msgspec", "numpy"), forbidden=PURE),
+    # Spans come as Protobuf too.
+    Rule(
+        "schemas.otlp",
+        ours=("schemas",),
+        libraries=("msgspec", "google", "opentelemetry"),
+        forbidden=PURE,
+    ),
     Rule("detectors", ours=("detectors", "schemas"), libraries=(*MATHS, "river"), forbidden=PURE),
     # What a panel says is plain data; only the three modules below know Grafana.
     Rule("dashboards", ours=("dashboards", "schemas"), libraries=("msgspec",), forbidden=PURE),

@@ -138,10 +138,12 @@ class MoneyColumn(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """A record that was refused, with where and when it was written."""
+    """A record that was refused, or one item of it, with where and when it was written."""
 
     record: Record
     rejected: Rejected
+    #: Tells the letters of one record apart.
+    item: int = 0
 
 
 class ChunkCounts(NamedTuple):
@@ -151,6 +153,8 @@ class ChunkCounts(NamedTuple):
     stored: int = 0
     deadlettered: int = 0
     duplicates: int = 0
+    #: Read beside these, and none of ours: spans that are no request to a model.
+    skipped: int = 0
 
     def plus(self, other: ChunkCounts) -> ChunkCounts:
         return ChunkCounts(*(a + b for a, b in zip(self, other, strict=True)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import compress
 
 import numpy as np
@@ -40,7 +41,8 @@ from pipeline.core.rollup import roll_up
 from pipeline.core.signals import Packets, Vectors, pack_signals, pack_signals_in_steps
 from pipeline.core.traits import ABSENT
 from pipeline.core.users import UserKey, hash_users
-from schemas.codec import CodecLimits, decode_events
+from pipeline.core.wire import EVENTS, Wire, decode_records
+from schemas.codec import CodecLimits
 from schemas.event import Received
 from schemas.monitor import DIMENSIONS, Dimension, Grouping
 from schemas.rejection import Reason, Rejected
@@ -61,6 +63,8 @@ class StepConfig(Struct, frozen=True):
     user_key: UserKey | None = None
     #: What is replaced in texts, attributes and kinds of errors before they are stored.
     redact: frozenset[Kind] = EVERY_KIND
+    #: What topics hold that do not hold events.
+    wires: Mapping[str, Wire] = {}
 
 
 class Reading(Struct, frozen=True):
@@ -81,6 +85,7 @@ class Admission(Struct, frozen=True):
     received: list[Received]
     deadletters: list[DeadLetter]
     duplicates: int
+    skipped: int = 0
 
     def without(self, refused: Mapping[int, str]) -> Admission:
         """Return the admission with the accepted rows at these indices refused as unstorable.
@@ -88,28 +93,26 @@ class Admission(Struct, frozen=True):
         `refused` is row index → why.
         """
         kept = [i for i in range(len(self.records)) if i not in refused]
-        letters = [
-            DeadLetter(
-                self.records[i], Rejected(Reason.UNSTORABLE, why, self.records[i].value or b"")
-            )
+        letters = [(letter.record, letter.rejected) for letter in self.deadletters]
+        letters += [
+            (self.records[i], Rejected(Reason.UNSTORABLE, why, self.records[i].value or b""))
             for i, why in refused.items()
         ]
         return structs.replace(
             self,
             records=[self.records[i] for i in kept],
             received=[self.received[i] for i in kept],
-            deadletters=[*self.deadletters, *letters],
+            deadletters=_number_letters(letters),
         )
 
 
-def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds) -> Admission:
+def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds, wire: Wire = EVENTS) -> Admission:
     """Decode a chunk and drop repeats; `seen` is advanced by what is accepted."""
-    records = chunk.records
-    decoded = decode_events([r.value for r in records], [r.written_ms for r in records], limits)
+    records, decoded, skipped = decode_records(chunk.records, wire, limits)
     letters, valid = [], []
     for record, result in zip(records, decoded, strict=True):
         if isinstance(result, Rejected):
-            letters.append(DeadLetter(record, result))
+            letters.append((record, result))
         else:
             valid.append((record, result))
     new = seen.add_all([received.event.event_id for _, received in valid])
@@ -119,9 +122,20 @@ def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds) -> Admission:
         read=len(decoded),
         records=[record for record, _ in kept],
         received=[received for _, received in kept],
-        deadletters=letters,
+        deadletters=_number_letters(letters),
         duplicates=len(valid) - len(kept),
+        skipped=skipped,
     )
+
+
+def _number_letters(letters: Sequence[tuple[Record, Rejected]]) -> list[DeadLetter]:
+    """A record may hold several events: its letters are told apart by number."""
+    items: Counter[int] = Counter()
+    numbered = []
+    for record, rejected in letters:
+        numbered.append(DeadLetter(record, rejected, items[record.offset]))
+        items[record.offset] += 1
+    return numbered
 
 
 def derive_effects(
@@ -143,6 +157,7 @@ def derive_effects(
         stored=len(admission.received),
         deadlettered=len(letters),
         duplicates=admission.duplicates,
+        skipped=admission.skipped,
     )
     if not admission.received:
         return ChunkEffects(source, counts, {}, None, None, {}, letters, {})

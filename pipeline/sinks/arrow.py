@@ -93,6 +93,7 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "epoch": _TEXT,
         "partition": pa.uint32(),
         "offset": pa.int64(),
+        "item": pa.uint32(),
         "reason": _TEXT,
         "detail": _TEXT,
         "bytes": pa.uint32(),

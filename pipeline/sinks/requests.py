@@ -69,14 +69,17 @@ class RequestStore:
             self._store.insert("deadletters", letters, token)
 
     def read_recent_ids(self, source: Source, limit: int) -> list[str]:
-        """Return the ids of the last `limit` events stored below the range, oldest first."""
+        """Return the ids of the last `limit` events stored below the range, oldest first.
+
+        Events of one record have its offset, and stood in order of their ids.
+        """
         if not limit:
             return []
         rows = self._store.rows(
             "SELECT event_id FROM requests"
             " WHERE topic = {topic:String} AND epoch = {epoch:String}"
             " AND partition = {partition:UInt32} AND offset < {first:Int64}"
-            " ORDER BY offset DESC LIMIT {limit:UInt64}",
+            " ORDER BY offset DESC, event_id DESC LIMIT {limit:UInt64}",
             {
                 "topic": source.topic,
                 "epoch": source.epoch,
@@ -121,6 +124,7 @@ def _deadletter_rows(source: Source, letters: Sequence[DeadLetter]) -> Columns:
         "epoch": [source.epoch] * len(letters),
         "partition": [source.partition] * len(letters),
         "offset": [letter.record.offset for letter in letters],
+        "item": [letter.item for letter in letters],
         "reason": [letter.rejected.reason.value for letter in letters],
         "detail": [letter.rejected.detail for letter in letters],
         "bytes": [len(each) for each in raw],
