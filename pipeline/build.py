@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from detectors.bank import BankConfig, Material
@@ -14,6 +15,7 @@ from detectors.river_rates import RiverConfig, RiverKind
 from pipeline.config import (
     Config,
     ExtraSettings,
+    IngestSettings,
     NotifySettings,
     PrivacySettings,
     read_key_file,
@@ -29,8 +31,11 @@ from pipeline.encoders.embedding import CarriedVectors, EncodedTexts
 from pipeline.encoders.static import StaticEncoder
 from pipeline.encoders.transformer import TransformerEncoder
 from pipeline.errors import ConfigError
+from pipeline.event_door import Door
 from pipeline.prices import configured_table
+from pipeline.receiving import judge_event
 from pipeline.references import ReferenceKeeper
+from pipeline.sending import TopicSender
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import Notifier, build_destinations
@@ -48,12 +53,7 @@ def build_step_config(config: Config, signals_partitions: int) -> StepConfig:
     keys = read_user_keys(config.privacy)
     return StepConfig(
         groupings=ingest.groupings,
-        limits=CodecLimits(
-            event_bytes=ingest.event_bytes,
-            attributes=ingest.attributes,
-            age_ms=round(ingest.event_age_days * DAY_MS),
-            ahead_ms=round(ingest.event_ahead_s * 1000),
-        ),
+        limits=build_limits(ingest),
         signals_partitions=signals_partitions,
         store_texts=ingest.store_texts,
         judge_texts=ingest.judge_texts,
@@ -85,6 +85,33 @@ def read_user_keys(privacy: PrivacySettings) -> list[UserKey]:
 def build_letter_policy(config: Config) -> RecordPolicy:
     """What of a refused record may be kept."""
     return RecordPolicy(frozenset(config.privacy.redact), config.ingest.store_texts)
+
+
+def build_limits(ingest: IngestSettings) -> CodecLimits:
+    """What an event may be, at every door."""
+    return CodecLimits(
+        event_bytes=ingest.event_bytes,
+        attributes=ingest.attributes,
+        age_ms=round(ingest.event_age_days * DAY_MS),
+        ahead_ms=round(ingest.event_ahead_s * 1000),
+    )
+
+
+def build_event_door(config: Config, clock: Callable[[], float]) -> Door | None:
+    """`/v1/events` for whoever has a key; None when there is none. `clock` gives unix seconds."""
+    keys = [key.get_secret_value().encode() for key in config.web.event_keys]
+    if not keys:
+        return None
+    sender = TopicSender(config.kafka, config.kafka.events_topic)
+    limits = build_limits(config.ingest)
+    return Door(
+        "/v1/events",
+        keys,
+        config.web.event_body_bytes,
+        lambda: judge_event(round(clock() * 1000), limits),
+        sender.send,
+        sender.close,
+    )
 
 
 def build_bank_config(config: Config, signals_partitions: int) -> BankConfig:

@@ -520,11 +520,17 @@ class WebSettings(Section):
     result_bytes: Annotated[int, Field(ge=65_536)] = 16 * 1024 * 1024
     #: Rows that the SQL box shows.
     rows: Annotated[int, Field(ge=1, le=100_000)] = 1_000
+    #: Whoever has one of them may send events to `/v1/events`; without any, nobody may.
+    event_keys: Annotated[tuple[SecretStr, ...], Field(max_length=100)] = ()
+    #: Of one request to `/v1/events`, packed and unpacked.
+    event_body_bytes: Annotated[int, Field(ge=1_024, le=64 * 1024 * 1024)] = 8 * 1024 * 1024
 
     @model_validator(mode="after")
     def _check_reach(self) -> WebSettings:
         if self.token is not None and len(self.token.get_secret_value()) < MIN_TOKEN_CHARACTERS:
             raise ValueError(f"the token needs at least {MIN_TOKEN_CHARACTERS} characters")
+        if any(len(key.get_secret_value()) < MIN_TOKEN_CHARACTERS for key in self.event_keys):
+            raise ValueError(f"event_keys: each needs at least {MIN_TOKEN_CHARACTERS} characters")
         if not is_loopback(self.host) and self.token is None:
             raise ValueError("whoever reaches the page may read everything: set a token")
         return self
@@ -617,6 +623,8 @@ class Config(BaseSettings):
     def _check_webhook(self) -> Config:
         if self.notify.pagerduty.webhook_secret is not None and not self.web.enabled:
             raise ValueError("notify.pagerduty.webhook_secret: nothing listens; set web.enabled")
+        if self.web.event_keys and not self.web.enabled:
+            raise ValueError("web.event_keys: nothing listens; set web.enabled")
         return self
 
     def shown(self) -> dict[str, Any]:

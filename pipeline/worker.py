@@ -18,6 +18,7 @@ import msgspec
 from pipeline.build import (
     Reader,
     build_bank_config,
+    build_event_door,
     build_notifier,
     build_pricer,
     build_registry,
@@ -101,11 +102,13 @@ class WorkerState:
         self._build()
 
     def _extensions(self) -> list[Extension]:
-        secret = self.config.notify.pagerduty.webhook_secret
-        if secret is None:
-            return []
-        publish = self.publisher.publish_commands
-        return [PagerDutyHook(secret.get_secret_value(), publish, time.time)]
+        extensions: list[Extension] = []
+        if (secret := self.config.notify.pagerduty.webhook_secret) is not None:
+            publish = self.publisher.publish_commands
+            extensions.append(PagerDutyHook(secret.get_secret_value(), publish, time.time))
+        if (door := build_event_door(self.config, time.time)) is not None:
+            extensions.append(door)
+        return extensions
 
     def _read_epochs(self) -> dict[str, str]:
         kafka = self.kafka

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 from kafka import KafkaProducer
 
@@ -14,6 +17,7 @@ from pipeline.config import InputSettings, TopicSettings
 from pipeline.topics import client_settings
 from schemas.otlp import WireFormat
 from tests.support.clickhouse import ClickHouseServer
+from tests.support.events import make_raw
 from tests.support.kafka import KafkaServer, consume, settings_for
 from tests.support.otlp import CHAT, make_span, to_json, to_proto
 from tests.support.workers import Stack, running
@@ -56,6 +60,41 @@ def send(stack: Stack, topic: str, records: Sequence[bytes]) -> None:
             each.get(timeout=20)
     finally:
         producer.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_events_by_http_are_stored_and_the_page_keeps_its_own_token(stack: Stack) -> None:
+    port, key = free_port(), "a key of sixteen and more"
+    stack.extra |= {
+        "KIZASHI_WEB__PORT": str(port),
+        "KIZASHI_WEB__TOKEN": "another token for the page",
+        "KIZASHI_WEB__EVENT_KEYS": json.dumps([key]),
+    }
+    stack.worker()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        stack.wait(lambda: is_listening(client), 60, "the page's server")
+        now_ms = round(time.time() * 1000)
+        lines = [make_raw(f"http-{i}", time_ms=now_ms) for i in range(100)]
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/x-ndjson"}
+        body = gzip.compress(b"\n".join([*lines, b"{}", lines[0]]))
+        packed = headers | {"Content-Encoding": "gzip"}
+        answer = client.post("/v1/events", content=body, headers=packed, timeout=30)
+        assert (answer.status_code, answer.json()["taken"]) == (207, 101)
+        assert client.post("/v1/events", content=lines[0]).status_code == 401
+        assert client.get("/api/boards", headers=headers).status_code == 401
+    stack.wait(lambda: stack.count("SELECT count() FROM requests") == 100, 60, "the events")
+
+
+def is_listening(client: httpx.Client) -> bool:
+    try:
+        return client.get("/").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def spans_of(record: int, now_ms: int) -> list[dict[str, object]]:

@@ -35,10 +35,10 @@ from pipeline.web.reading import Reader
 
 logger = logging.getLogger(__name__)
 
-#: Adds routes to the application before it starts. Those under `OPEN_PREFIX` are not asked for
+#: Adds routes to the application before it starts. Those under `OPEN_PREFIXES` are not asked for
 #: the page's token nor for a loopback name: they say themselves whom they believe.
 Extension = Callable[[web.Application], None]
-OPEN_PREFIX = "/hooks/"
+OPEN_PREFIXES = ("/hooks/", "/v1/")
 
 MAX_WAITING = 64
 MAX_BODY_BYTES = 256 * 1024
@@ -103,7 +103,13 @@ class WebServer:
         """
         self._threads = ThreadPoolExecutor(_THREADS, "web")
         self._pictures = Pictures(self._reader, self._threads)
-        self._runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=2.0)
+        self._runner = web.AppRunner(
+            self._application(),
+            access_log=None,
+            shutdown_timeout=2.0,
+            # Whoever takes packed bodies unpacks them, within its own bounds.
+            auto_decompress=False,
+        )
         await self._runner.setup()
         settings = self._settings
         try:
@@ -138,7 +144,7 @@ class WebServer:
 
     def _check(self, request: web.Request) -> None:
         """Raise what an uninvited request is answered with."""
-        if request.path.startswith(OPEN_PREFIX):
+        if request.path.startswith(OPEN_PREFIXES):
             return
         if self._token is None and not is_loopback(_host_name(request)):
             raise web.HTTPForbidden(text="this page answers to localhost only\n")
