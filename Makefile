@@ -83,6 +83,11 @@ bench: install
 bench-quick: install
 	@$(BIN)/python -m benchmarks.wire --quick $(ARGS)
 
+## bench-gateway  the gateway beside LiteLLM's proxy; ARGS="--json"
+.PHONY: bench-gateway
+bench-gateway: install
+	@$(BIN)/python -m benchmarks.gateway $(ARGS)
+
 ## evaluate  the detectors on real data, into docs/detection.md: DATA=folder ARGS="--quick --json"
 .PHONY: evaluate
 evaluate: install

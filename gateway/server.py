@@ -31,10 +31,10 @@ def _config(app: ASGIApp, *, lifespan: bool) -> uvicorn.Config:
     )
 
 
-def run(app: ASGIApp, host: str, port: int) -> None:
+def run(app: ASGIApp, host: str, port: int, *, lifespan: bool = True) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are finished first."""
     listening = listen(host, port)
-    uvicorn.Server(_config(app, lifespan=True)).run(sockets=[listening])
+    uvicorn.Server(_config(app, lifespan=lifespan)).run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:
