@@ -100,6 +100,16 @@ chaos: install
 	@$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
 
+## sbom      a bill of materials of what is shipped, as CycloneDX, on stdout
+.PHONY: sbom
+sbom: install
+	@$(BIN)/python deploy/supply_chain.py sbom
+
+## audit     ask whether an advisory speaks of what is shipped; needs the network
+.PHONY: audit
+audit: install
+	@$(BIN)/python deploy/supply_chain.py audit
+
 ## up        the whole stack in containers; passwords are made once, in deploy/.env
 .PHONY: up
 up: deploy/.env

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zlib
 from typing import Any
 
@@ -241,19 +240,21 @@ def test_samples_are_capped_and_hold_what_was_read() -> None:
 
 def test_samples_hold_no_text() -> None:
     samples = derive(EVENTS, READING).samples
-    assert b"as far as I know" not in pickle.dumps(samples)
+    assert samples is not None
+    assert "as far as I know" not in str(to_table("answer_samples", samples).to_pydict())
 
 
 def test_a_chunk_without_a_whole_answer_has_no_samples() -> None:
     assert derive([make_answer(1, error_type="timeout")], READING).samples is None
 
 
-def flatten(effects: ChunkEffects) -> bytes:
+def flatten(effects: ChunkEffects) -> str:
     tables = [to_table("requests", effects.requests)]
     if effects.samples is not None:
         tables.append(to_table("answer_samples", effects.samples))
     packets = [encode_packet(p) for n in sorted(effects.packets) for p in effects.packets[n]]
-    return pickle.dumps([[t.to_pydict() for t in tables], packets])
+    # A float's repr tells every float apart.
+    return repr([[t.to_pydict() for t in tables], packets])
 
 
 def test_a_replay_with_the_same_reading_is_identical_to_the_byte() -> None:
