@@ -137,6 +137,8 @@ class ClickHouseSettings(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65_535)] = 8123
     secure: bool = False
+    #: Without this, plain text is only spoken to this machine.
+    allow_plaintext: bool = False
     ca_file: Path | None = None
     username: str = "default"
     password: SecretStr = SecretStr("")
@@ -147,6 +149,16 @@ class ClickHouseSettings(Section):
     texts_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 7
     samples_ttl_days: Annotated[int, Field(ge=1, le=10_000)] = 30
     endpoint: EndpointSettings = EndpointSettings()
+
+    @model_validator(mode="after")
+    def _check_transport(self) -> ClickHouseSettings:
+        encrypted = self.secure or self.allow_plaintext or self.mode == "embedded"
+        if not (encrypted or is_loopback(self.host)):
+            raise ValueError(
+                "the password and what is stored would travel in the clear: set secure,"
+                " or allow_plaintext"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_endpoint(self) -> ClickHouseSettings:
