@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -64,9 +65,16 @@ class MonitorRows:
             ValueError: a monitor stands twice in the packet.
         """
         tables = [self._rows.get(grouping, {}) for grouping in view.groupings]
-        pairs = zip(view.grouping.tolist(), view.values, strict=True)
-        found = (tables[g].get(values, UNKNOWN) for g, values in pairs)
-        rows = np.fromiter(found, np.int64, len(view))
+        found: list[int] = []
+        # Monitors of a grouping stand together.
+        ends = [*(np.flatnonzero(np.diff(view.grouping)) + 1).tolist(), len(view)]
+        for end in ends:
+            start = len(found)
+            of_grouping = view.values[start:end]
+            if of_grouping:
+                table = tables[view.grouping[start]]
+                found += map(table.get, of_grouping, repeat(UNKNOWN))
+        rows = np.array(found, np.int64)
         _check_distinct(rows, view)
         return rows
 

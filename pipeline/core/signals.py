@@ -215,6 +215,8 @@ class _Counted(NamedTuple):
     groupings: tuple[str, ...]
     grouping: Ints
     values: list[tuple[str, ...]]
+    #: What the values take at most.
+    text_bytes: Ints
     columns: dict[str, Ints]
     histograms: dict[str, _Table]
     sums: dict[str, _Sums]
@@ -234,12 +236,10 @@ class _Counted(NamedTuple):
 
     def _bytes_behind(self) -> Ints:
         """Bytes of the cells before each cell, and before the end, shape (m + 1,)."""
-        m = len(self.values)
         columns = 8 * (len(self.columns) + len(self.sums)) + 4 * len(self.histograms)
         width = sum(each.matrix.shape[1] for each in self.sums.values())
-        texts = np.fromiter((5 + len("".join(v)) * 4 for v in self.values), np.int64, m)
-        behind = np.zeros(m + 1, np.int64)
-        np.cumsum(texts + columns + 4 * width, out=behind[1:])
+        behind = np.zeros(len(self.values) + 1, np.int64)
+        np.cumsum(self.text_bytes + columns + 4 * width, out=behind[1:])
         for histogram in self.histograms.values():
             behind += histogram.offsets * 6
         return behind
@@ -269,13 +269,15 @@ def _count(
 ) -> _Counted:
     sizes = [len(split.monitors) for split in splits]
     cells = _find_cells(splits, sizes, partitions, batch)
-    monitors = [monitor for split in splits for monitor in split.monitors]
+    values = [monitor.values for split in splits for monitor in split.monitors]
+    text_bytes = np.array([5 + len("".join(each)) * 4 for each in values], np.int64)
     return _Counted(
         partition=cells.partition,
         batch=cells.batch,
         groupings=tuple(grouping_name(split.grouping) for split in splits),
         grouping=np.repeat(np.arange(len(splits)), sizes)[cells.monitor],
-        values=[monitors[each].values for each in cells.monitor.tolist()],
+        values=list(map(values.__getitem__, cells.monitor.tolist())),
+        text_bytes=text_bytes[cells.monitor],
         columns=_count_columns(features, cells),
         histograms={name: _count_buckets(features, name, cells) for name in MEASUREMENTS},
         sums={name: _sum_vectors(vectors, cells) for name, vectors in sums.items()},

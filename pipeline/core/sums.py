@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
 
 from pipeline.core.chunk import MapColumn
 
@@ -37,15 +38,25 @@ def count_pairs(row: Ints, item: Ints, rows: int) -> tuple[Offsets, Ints, Ints]:
     """
     low = int(item.min()) if len(item) else 0
     width = int(item.max()) - low + 1 if len(item) else 1
-    pair = (row * width + (item - low)).ravel()
-    if rows * width <= PLACES_PER_PAIR * len(pair):
-        places = np.bincount(pair, minlength=rows * width)
-        pairs = np.flatnonzero(places)
-        counts = places[pairs]
-    else:
-        pairs, counts = np.unique(pair, return_counts=True)
+    if rows * width > PLACES_PER_PAIR * row.size:
+        return _count_few(row, item - low, (rows, width), low)
+    places = np.bincount((row * width + (item - low)).ravel(), minlength=rows * width)
+    pairs = np.flatnonzero(places)
     in_row, at = np.divmod(pairs, width)
-    return _offsets(in_row, rows), at + low, counts
+    return _offsets(in_row, rows), at + low, places[pairs]
+
+
+def _count_few(
+    row: Ints, item: Ints, shape: tuple[int, int], low: int
+) -> tuple[Offsets, Ints, Ints]:
+    # Handed over by rising item, the pairs need only be dealt out to their rows.
+    order = np.argsort(item.astype(np.min_scalar_type(shape[1])), kind="stable")
+    rows = row[..., order].T.ravel()
+    items = np.repeat(item[order], row.size // max(len(item), 1))
+    counted = coo_array((np.ones(row.size, np.int64), (rows, items)), shape=shape).tocsr()
+    counted.sum_duplicates()
+    found = counted.indices.astype(np.int64) + low
+    return counted.indptr.astype(np.int32), found, counted.data
 
 
 def _offsets(row: Ints, rows: int) -> Offsets:
