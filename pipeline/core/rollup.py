@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.chunk import CodedColumn, Columns, MapColumn, code_values
+from pipeline.core.chunk import CodedColumn, Coder, Columns, MapColumn, code_values
 from pipeline.core.features import TOKEN_FIELDS, Features
 from pipeline.core.histogram import find_measured_buckets
 from pipeline.core.monitors import Split
@@ -57,8 +57,9 @@ def roll_up(features: Features, splits: Sequence[Split], record_ms: int) -> Colu
         before += len(split.monitors)
         columns: Columns = {"minute": (keys % minutes + first_minute) * 60}
         columns |= {name: totals[:, column] for column, name in enumerate(SUM_COLUMNS)}
-        columns |= {name: _histogram(key, inside, *b, keys) for name, b in buckets.items()}
-        columns["error_types"] = _error_map(key, inside, errors, keys)
+        row = np.searchsorted(keys, key)
+        columns |= {name: _histogram(row, inside, *b, len(keys)) for name, b in buckets.items()}
+        columns["error_types"] = _error_map(row, inside, errors, len(keys))
         parts.append(columns)
     return _name_monitors(splits, np.concatenate(monitors)) | _concatenate(parts, record_ms)
 
@@ -66,20 +67,22 @@ def roll_up(features: Features, splits: Sequence[Split], record_ms: int) -> Colu
 def _name_monitors(splits: Sequence[Split], monitor: Ints) -> Columns:
     """Grouping and dimensions of each row, from the place of its monitor among all of them.
 
-    Every monitor is looked at once, however many rows it has.
+    Every monitor is looked at once for each of its dimensions, however many rows it has.
     """
-    every = [m for split in splits for m in split.monitors]
     sizes = [len(split.monitors) for split in splits]
     of_split = np.repeat(np.arange(len(splits)), sizes)
     names = [grouping_name(split.grouping) for split in splits]
     columns: Columns = {"grouping": _pick(code_values(names), of_split[monitor])}
+    ends = np.cumsum(sizes).tolist()
     for dimension in DIMENSIONS:
-        places = [s.grouping.index(dimension) if dimension in s.grouping else -1 for s in splits]
-        values = (
-            "" if place < 0 else m.values[place]
-            for m, place in zip(every, np.repeat(places, sizes).tolist(), strict=True)
-        )
-        columns[dimension.value] = _pick(code_values(values), monitor)
+        coder, codes = Coder(), np.zeros(sum(sizes), np.int32)
+        coder[""] = 0
+        for split, size, end in zip(splits, sizes, ends, strict=True):
+            if dimension in split.grouping:
+                place = split.grouping.index(dimension)
+                numbers = map(coder.__getitem__, [m.values[place] for m in split.monitors])
+                codes[end - size : end] = np.fromiter(numbers, np.int32, size)
+        columns[dimension.value] = CodedColumn(codes[monitor], list(coder))
     return columns
 
 
@@ -121,14 +124,14 @@ def _buckets_of(features: Features, name: str) -> tuple[npt.NDArray[np.bool_], I
 
 
 def _histogram(
-    key: Ints,
+    row: Ints,
     inside: npt.NDArray[np.bool_],
     measured: npt.NDArray[np.bool_],
     buckets: Ints,
-    keys: Ints,
+    rows: int,
 ) -> MapColumn:
     use = inside & measured
-    return count_maps(key[use], buckets[use], keys)
+    return count_maps(row[use], buckets[use], rows)
 
 
 def _error_codes(features: Features) -> tuple[Ints, list[str]]:
@@ -139,11 +142,11 @@ def _error_codes(features: Features) -> tuple[Ints, list[str]]:
 
 
 def _error_map(
-    key: Ints, inside: npt.NDArray[np.bool_], errors: tuple[Ints, list[str]], keys: Ints
+    row: Ints, inside: npt.NDArray[np.bool_], errors: tuple[Ints, list[str]], rows: int
 ) -> MapColumn:
     codes, names = errors
     use = inside & (codes >= 0)
-    counted = count_maps(key[use], codes[use], keys)
+    counted = count_maps(row[use], codes[use], rows)
     return counted._replace(keys=[names[code] for code in np.asarray(counted.keys)])
 
 

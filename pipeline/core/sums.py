@@ -65,15 +65,7 @@ def _offsets(row: Ints, rows: int) -> Offsets:
     return offsets
 
 
-def count_by_key(key: Ints, item: Ints, keys: Ints) -> tuple[Offsets, Ints, Ints]:
-    """`count_pairs` for rows that go by the distinct `keys` (g,), ascending.
-
-    Every key must be among them.
-    """
-    return count_pairs(np.searchsorted(keys, key), item, len(keys))
-
-
-def count_maps(key: Ints, item: Ints, keys: Ints) -> MapColumn:
-    """`count_by_key` as a column of maps, item → count."""
-    offsets, items, counts = count_by_key(key, item, keys)
+def count_maps(row: Ints, item: Ints, rows: int) -> MapColumn:
+    """`count_pairs` as a column of maps, item → count."""
+    offsets, items, counts = count_pairs(row, item, rows)
     return MapColumn(offsets, items, counts.astype(np.uint64))
