@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pipeline.core.chunk import Chunk, Record
 from pipeline.errors import Fenced, RetryableError
-from pipeline.retry import Backoff
+from pipeline.retry import Backoff, persist
 from schemas.signal import Source
 
 T = TypeVar("T")
@@ -380,16 +380,9 @@ class Ingestor:
         )
 
     async def _persist(self, partition: _Partition, call: Callable[[], Awaitable[T]]) -> T:
-        """Retry what is transient for as long as the partition is ours."""
-        attempt = 0
-        while True:
-            try:
-                return await call()
-            except RetryableError as error:
-                if not self._offsets.is_current(partition.generation):
-                    raise Fenced(str(error)) from error
-                await self._backoff.wait(attempt, str(error))
-                attempt += 1
+        return await persist(
+            call, self._backoff, lambda: self._offsets.is_current(partition.generation)
+        )
 
     def _drop(self, partition: _Partition) -> None:
         if partition.ahead is not None:

@@ -1,4 +1,4 @@
-"""Waiting between attempts: exponential backoff with full jitter."""
+"""Trying again: for as long as the work is ours, with exponential backoff and full jitter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+from pipeline.errors import Fenced, RetryableError
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -29,3 +34,22 @@ class Backoff:
             logger.warning("attempt %d failed, trying again: %s", attempt + 1, why[:300])
         ceiling = min(self.max_s, self.initial_s * 2.0 ** min(attempt, 30))
         await self.sleep(self.rng.uniform(ceiling / 4, ceiling))
+
+
+async def persist(
+    call: Callable[[], Awaitable[T]], backoff: Backoff, is_ours: Callable[[], bool]
+) -> T:
+    """Retry what is transient for as long as the work is ours.
+
+    Raises:
+        Fenced: it is not ours any more.
+    """
+    attempt = 0
+    while True:
+        try:
+            return await call()
+        except RetryableError as error:
+            if not is_ours():
+                raise Fenced(str(error)) from error
+            await backoff.wait(attempt, str(error))
+            attempt += 1

@@ -9,12 +9,11 @@ import math
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-import msgspec
-
+from pipeline.agents import AlarmPublisher, DetectAgent, RespondAgent
 from pipeline.build import (
     Reader,
     build_bank_config,
@@ -28,7 +27,7 @@ from pipeline.config import Config
 from pipeline.core.chunk import ChunkCounts
 from pipeline.detect import DetectorRunner
 from pipeline.effects import EffectRunner, Publisher
-from pipeline.errors import ConfigError, Fenced, RetryableError
+from pipeline.errors import ConfigError, RetryableError
 from pipeline.incidents.book import BookConfig
 from pipeline.ingest import IngestLimits, Ingestor
 from pipeline.pagerduty_webhook import PagerDutyHook
@@ -44,12 +43,11 @@ from pipeline.sinks.objectives import ObjectiveStore
 from pipeline.sinks.requests import RequestStore
 from pipeline.sinks.silences import SilenceStore
 from pipeline.topics import examine_topics, topic_epochs
-from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
+from pipeline.transport import OffsetLog, assert_compiled, to_batch
 from pipeline.watchdog import Watchdog
 from pipeline.web.front import Front
 from pipeline.web.server import Extension
-from schemas.alarm import Alarm
-from schemas.command import Command, decode_alarm_or_command
+from schemas.command import Command
 from schemas.signal import Source
 
 logger = logging.getLogger(__name__)
@@ -58,10 +56,8 @@ logger = logging.getLogger(__name__)
 STALL_S = 180.0
 
 
-class PublishingAlarms(Publisher, Protocol):
+class PublishingAlarms(Publisher, AlarmPublisher, Protocol):
     """A publisher of everything that a worker publishes; a command goes among the alarms."""
-
-    async def publish_alarms(self, alarms: Sequence[Alarm]) -> None: ...
 
     async def publish_commands(self, commands: Sequence[Command]) -> None: ...
 
@@ -93,7 +89,6 @@ class WorkerState:
         )
         self._watchdog = Watchdog(STALL_S)
         self.books: dict[tuple[str, int], ChunkCounts] = {}
-        self._generations: dict[int, int] = {}
         self._epochs = self._read_epochs()
         self.store = store or Store(config.clickhouse)
         self.store.use_database()
@@ -170,6 +165,10 @@ class WorkerState:
             self.executor,
             SilenceKeeper(SilenceStore(self.store), config.notify.windows).active,
         )
+        self.detecting = DetectAgent(
+            self.detectors, self.publisher, self.executor, self.offsets, self.backoff
+        )
+        self.responding = RespondAgent(self.responder, _now_ms, self.offsets, self.backoff)
 
     def _count(self, source: Source, counts: ChunkCounts) -> None:
         key = (source.topic, source.partition)
@@ -181,15 +180,11 @@ class WorkerState:
 
     async def detect(self, message: Any) -> None:
         """Take in a chunk of signals."""
-        batch = to_batch(message)
-        if self._generations.get(batch.partition) != batch.generation:
-            self._generations[batch.partition] = batch.generation
-            self.detectors.forget(batch.partition)
-        await self._persist(batch, self._detect)
+        await self.detecting.take(to_batch(message))
 
     async def respond(self, message: Any) -> None:
         """Take in a chunk of alarms and commands."""
-        await self._persist(to_batch(message), self._respond)
+        await self.responding.take(to_batch(message))
 
     async def work(self) -> None:
         """See chunks of events through, for ever."""
@@ -197,14 +192,7 @@ class WorkerState:
 
     async def tick(self) -> None:
         """Take the incidents over or hand them over, as assigned; resolve what is due."""
-        try:
-            if not self.offsets.owns(self.kafka.alarms_topic, 0):
-                await self.responder.hand_over()
-                return
-            await self.responder.take_over()
-            await self.responder.tick(_now_ms())
-        except RetryableError as error:
-            logger.warning("incidents cannot be looked after: %s", error)
+        await self.responding.tick(owns=self.offsets.owns(self.kafka.alarms_topic, 0))
 
     async def keep_references(self) -> None:
         """Read the references again, and fit those that are due if that is ours to do."""
@@ -267,38 +255,6 @@ class WorkerState:
     def _note_retry(self) -> None:
         self._retried_s = time.monotonic()
 
-    async def _detect(self, batch: Batch) -> None:
-        """Publish the alarms of a batch, then commit what a snapshot holds."""
-        loop = asyncio.get_running_loop()
-        alarms = await loop.run_in_executor(
-            self.executor, self.detectors.detect, batch.partition, batch.records
-        )
-        await self.publisher.publish_alarms(alarms)
-        position = await loop.run_in_executor(self.executor, self.detectors.settle, batch.partition)
-        if position is not None:
-            await self._commit(batch, position)
-
-    async def _respond(self, batch: Batch) -> None:
-        for incident in await self.responder.respond(_read_news(batch), _now_ms()):
-            logger.info("incident %s v%d", incident.incident_id, incident.version)
-        await self._commit(batch, batch.records[-1].offset + 1)
-
-    async def _commit(self, batch: Batch, offset: int) -> None:
-        await self.offsets.write(batch.topic, batch.partition, offset, "", batch.generation)
-
-    async def _persist(self, batch: Batch, call: Callable[[Batch], Awaitable[None]]) -> None:
-        """Retry for as long as the batch is ours."""
-        attempt = 0
-        while self.offsets.is_current(batch.generation):
-            try:
-                return await call(batch)
-            except Fenced:
-                return None
-            except RetryableError as error:
-                await self.backoff.wait(attempt, str(error))
-                attempt += 1
-        return None
-
     def close(self) -> None:
         """Let go of ClickHouse, when nothing runs any more."""
         self.preparing.shutdown(wait=True)
@@ -308,14 +264,3 @@ class WorkerState:
 
 def _now_ms() -> int:
     return round(time.time() * 1000)
-
-
-def _read_news(batch: Batch) -> list[Alarm | Command]:
-    news = []
-    for record in batch.records:
-        try:
-            news.append(decode_alarm_or_command(record.value or b""))
-        except msgspec.MsgspecError as error:
-            # Only another program can have written it; there is nothing to keep.
-            logger.warning("the alarm at offset %d is none of ours: %s", record.offset, error)
-    return news
