@@ -9,6 +9,8 @@
 PYTHON ?= python3
 ARGS ?=
 DATA ?=
+SEED ?=
+SEEDS ?= 1000
 
 BIN := .venv/bin
 LOCKS := requirements/build.txt requirements/runtime.txt requirements/gateway.txt requirements/dev.txt
@@ -67,6 +69,11 @@ check: install
 test: check
 	@# A file stays with one process, and with it its broker and its engine.
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+## simulate  the delivery protocol under drawn faults: SEEDS=20000, or SEED=123 for one in full
+.PHONY: simulate
+simulate: install
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 ## kafka     fetch the Kafka broker that tests and `demo --kafka` start (Java 17, Maven)
 .PHONY: kafka

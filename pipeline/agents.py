@@ -98,13 +98,18 @@ class RespondAgent(_Agent):
     def __init__(
         self,
         responder: Responder,
+        topic: str,
         now_ms: Callable[[], int],
         offsets: Offsets,
         backoff: Backoff,
     ) -> None:
         super().__init__(offsets, backoff)
         self._responder = responder
+        self._topic = topic
         self._now_ms = now_ms
+        self._generation = offsets.generation
+        # Proving commits what it has read: nothing may be committed in between.
+        self._committing = asyncio.Lock()
 
     async def take(self, batch: BatchLike) -> None:
         """Take in a chunk of alarms and commands."""
@@ -113,15 +118,46 @@ class RespondAgent(_Agent):
     async def tick(self, *, owns: bool) -> None:
         """Take the incidents over or hand them over, as assigned; resolve what is due."""
         try:
+            await self._begin_anew()
             if not owns:
                 await self._responder.hand_over()
                 return
             await self._responder.take_over()
             await self._responder.tick(self._now_ms())
-        except RetryableError as error:
+        except (RetryableError, Fenced) as error:
             logger.warning("incidents cannot be looked after: %s", error)
 
+    async def prove(self) -> None:
+        """Let the broker say that the alarms are ours, by committing what is committed.
+
+        A worker that was stopped for longer than its session believes in what it knew.
+
+        Raises:
+            Fenced: they are another's.
+            RetryableError: the broker does not answer.
+        """
+        async with self._committing:
+            committed = await self._offsets.read(self._topic, 0)
+            await self._offsets.write(
+                self._topic,
+                0,
+                committed.offset or 0,
+                committed.metadata,
+                self._generation,
+            )
+
+    async def _commit(self, batch: BatchLike, offset: int) -> None:
+        async with self._committing:
+            await super()._commit(batch, offset)
+
+    async def _begin_anew(self) -> None:
+        """Forget the book with its generation: in between, the alarms may have been another's."""
+        if self._generation != (now := self._offsets.generation):
+            await self._responder.hand_over()
+            self._generation = now
+
     async def _respond(self, batch: BatchLike) -> None:
+        await self._begin_anew()
         for incident in await self._responder.respond(_read_news(batch), self._now_ms()):
             logger.info("incident %s v%d", incident.incident_id, incident.version)
         await self._commit(batch, batch.records[-1].offset + 1)

@@ -38,7 +38,7 @@ from pipeline.references import ReferenceKeeper
 from pipeline.sending import TopicSender
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.incidents import IncidentStore
-from pipeline.sinks.notifier import Notifier, build_destinations
+from pipeline.sinks.notifier import Notifier, Prove, build_destinations
 from pipeline.sinks.outbox import ClickHouseOutbox
 from pipeline.sinks.references import ReferenceStore
 from pipeline.sinks.requests import RequestStore
@@ -191,7 +191,10 @@ def build_embedding(config: Config) -> Embedding | None:
 
 
 def build_notifier(
-    settings: NotifySettings, incidents: IncidentStore, executor: Executor
+    settings: NotifySettings,
+    incidents: IncidentStore,
+    executor: Executor,
+    prove: Prove | None = None,
 ) -> Notifier:
     """Tells the configured destinations, from an outbox in ClickHouse; nothing runs yet.
 
@@ -205,6 +208,7 @@ def build_notifier(
         clock=time.time,
         sleep=asyncio.sleep,
         rng=random.Random(),  # noqa: S311 — jitter
+        prove=prove,
     )
 
 

@@ -58,6 +58,9 @@ class CommittedLike(Protocol):
 class Offsets(Protocol):
     """Where offsets are committed: `pipeline.transport.OffsetLog`, or a fake."""
 
+    @property
+    def generation(self) -> int: ...
+
     def is_current(self, generation: int) -> bool: ...
 
     async def read(self, topic: str, partition: int) -> CommittedLike: ...

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from pipeline.incidents.book import BookConfig, Entry, IncidentBook
 from pipeline.sinks.incidents import IncidentStore
+from pipeline.sinks.notifier import Prove
 from schemas.alarm import Alarm
 from schemas.command import Command
 from schemas.incident import Action, Incident
@@ -44,13 +45,19 @@ class Responder:
         make_notifier: Callable[[], Notifying],
         executor: Executor,
         find_silences: Callable[[int], tuple[Silence, ...]] | None = None,
+        prove: Prove | None = None,
     ) -> None:
-        """`find_silences` blocks, and returns those that hold at a time in milliseconds."""
+        """`find_silences` blocks, and returns those that hold at a time in milliseconds.
+
+        `prove` raises Fenced when the alarms are another's: a worker that was stopped for
+        a while wakes up with its book as it was, and would store it over its successor's.
+        """
         self._config = config
         self._incidents = incidents
         self._make_notifier = make_notifier
         self._executor = executor
         self._find_silences = find_silences
+        self._prove = prove
         self._book: IncidentBook | None = None
         self._notifier: Notifying | None = None
         # Alarms and the clock come from different tasks; the book takes one change at a time.
@@ -87,7 +94,8 @@ class Responder:
         `now_ms` is what silences go by: they are about when people are told.
 
         Raises:
-            RetryableError: ClickHouse is away; call again with the same.
+            RetryableError: ClickHouse or the broker is away; call again with the same.
+            Fenced: another worker has the alarms.
         """
         changed: list[Incident] = []
         async with self._lock:
@@ -128,6 +136,8 @@ class Responder:
         book = self._book
         try:
             entries = await self._run(lambda: change(book))
+            if entries and self._prove is not None:
+                await self._prove()
             for entry in entries:
                 await self._notifier.notify(entry.incident, entry.action)
                 await self._run(partial(self._incidents.save, entry.incident))

@@ -147,6 +147,11 @@ class OffsetLog:
         """Return whether this worker has the partition at this moment."""
         return TP(topic, partition) in self._app.consumer.assignment()
 
+    @property
+    def generation(self) -> int:
+        """The group's generation, as far as this worker has heard."""
+        return int(self._app.consumer_generation_id or 0)
+
     def is_current(self, generation: int) -> bool:
         """Return whether a chunk of this generation is still ours to work on."""
         return bool(self._app.consumer_generation_id == generation)

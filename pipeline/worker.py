@@ -161,14 +161,20 @@ class WorkerState:
         self.responder = Responder(
             BookConfig(),
             incidents,
-            lambda: build_notifier(config.notify, incidents, self.executor),
+            lambda: build_notifier(config.notify, incidents, self.executor, self._prove),
             self.executor,
             SilenceKeeper(SilenceStore(self.store), config.notify.windows).active,
+            self._prove,
         )
         self.detecting = DetectAgent(
             self.detectors, self.publisher, self.executor, self.offsets, self.backoff
         )
-        self.responding = RespondAgent(self.responder, _now_ms, self.offsets, self.backoff)
+        self.responding = RespondAgent(
+            self.responder, self.kafka.alarms_topic, _now_ms, self.offsets, self.backoff
+        )
+
+    async def _prove(self) -> None:
+        await self.responding.prove()
 
     def _count(self, source: Source, counts: ChunkCounts) -> None:
         key = (source.topic, source.partition)

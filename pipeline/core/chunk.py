@@ -144,6 +144,8 @@ class DeadLetter(NamedTuple):
     rejected: Rejected
     #: Tells the letters of one record apart.
     item: int = 0
+    #: Of an event that was admitted and cannot be stored; empty where it was never read.
+    event_id: str = ""
 
 
 class ChunkCounts(NamedTuple):

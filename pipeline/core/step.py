@@ -93,16 +93,19 @@ class Admission(Struct, frozen=True):
         `refused` is row index → why.
         """
         kept = [i for i in range(len(self.records)) if i not in refused]
-        letters = [(letter.record, letter.rejected) for letter in self.deadletters]
-        letters += [
-            (self.records[i], Rejected(Reason.UNSTORABLE, why, self.records[i].value or b""))
+        letters = [
+            DeadLetter(
+                self.records[i],
+                Rejected(Reason.UNSTORABLE, why, self.records[i].value or b""),
+                event_id=self.received[i].event.event_id,
+            )
             for i, why in refused.items()
         ]
         return structs.replace(
             self,
             records=[self.records[i] for i in kept],
             received=[self.received[i] for i in kept],
-            deadletters=_number_letters(letters),
+            deadletters=_number_letters([*self.deadletters, *letters]),
         )
 
 
@@ -112,7 +115,7 @@ def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds, wire: Wire = EVENTS)
     letters, valid = [], []
     for record, result in zip(records, decoded, strict=True):
         if isinstance(result, Rejected):
-            letters.append((record, result))
+            letters.append(DeadLetter(record, result))
         else:
             valid.append((record, result))
     new = seen.add_all([received.event.event_id for _, received in valid])
@@ -128,13 +131,14 @@ def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds, wire: Wire = EVENTS)
     )
 
 
-def _number_letters(letters: Sequence[tuple[Record, Rejected]]) -> list[DeadLetter]:
+def _number_letters(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
     """A record may hold several events: its letters are told apart by number."""
     items: Counter[int] = Counter()
     numbered = []
-    for record, rejected in letters:
-        numbered.append(DeadLetter(record, rejected, items[record.offset]))
-        items[record.offset] += 1
+    for letter in letters:
+        offset = letter.record.offset
+        numbered.append(letter._replace(item=items[offset]))
+        items[offset] += 1
     return numbered
 
 

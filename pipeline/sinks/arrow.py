@@ -95,6 +95,7 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "offset": pa.int64(),
         "item": pa.uint32(),
         "reason": _TEXT,
+        "event_id": _TEXT,
         "detail": _TEXT,
         "bytes": pa.uint32(),
         "sha256": pa.binary(32),

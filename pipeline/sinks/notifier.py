@@ -41,6 +41,7 @@ REMEMBERED = 10_000
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
+Prove = Callable[[], Awaitable[None]]
 Key = tuple[str, str, int]
 
 _RANK = {severity: rank for rank, severity in enumerate(reversed(Severity))}
@@ -366,6 +367,7 @@ class Courier:
         clock: Clock,
         sleep: Sleep,
         rng: random.Random,
+        prove: Prove | None,
     ) -> None:
         self.destination = destination
         self.idle = asyncio.Event()
@@ -375,6 +377,7 @@ class Courier:
         self._capacity = capacity
         self._lock = lock
         self._clock, self._sleep, self._rng = clock, sleep, rng
+        self._prove = prove
         self._backlog = Backlog(capacity)
         self._wake = asyncio.Event()
         self._stale = True
@@ -396,6 +399,10 @@ class Courier:
             self._stale = True
         self.idle.clear()
         self._wake.set()
+
+    def holds(self, notification: Notification) -> bool:
+        """Say whether it waits here to be sent."""
+        return any(_key(each) == _key(notification) for each in self._backlog)
 
     def distrust(self) -> None:
         """Read the outbox again: it may hold what was never offered."""
@@ -493,10 +500,21 @@ class Courier:
     async def _deliver(self, lane: Lane) -> None:
         # A finished head is one whose fate could not be stored: it is not sent again.
         if not is_finished(lane.head):
+            await self._make_sure()
             lane.head = structs.replace(lane.head, attempts=lane.head.attempts + 1)
             lane.head = await self._send(lane.head)
         await self._outbox.put([lane.head])
         self._backlog.settle(lane, self._clock())
+
+    async def _make_sure(self) -> None:
+        """Send nothing that a successor has sent long since: a page could be opened again."""
+        if self._prove is None:
+            return
+        try:
+            await self._prove()
+        except RetryableError as error:
+            # Better a page twice than none while the broker is away.
+            log.warning("%s: sent unproven: %s", self.destination.name, error)
 
     async def _send(self, notification: Notification) -> Notification:
         name = self.destination.name
@@ -599,17 +617,27 @@ class Notifier:
         sleep: Sleep,
         rng: random.Random,
         capacity: int = CAPACITY,
+        prove: Prove | None = None,
     ) -> None:
         """Build it; nothing runs before `start`.
 
         `clock` gives unix seconds; `capacity` bounds what each destination holds in memory.
+        `prove` is asked before anything is sent, and raises Fenced where that is another's by now.
         """
         self._outbox = outbox
         self._rules = tuple(map(_build_rule, settings.routes))
         self._lock = asyncio.Lock()
         self._couriers = {
             d.name: Courier(
-                d, outbox, settings, capacity, self._lock, clock=clock, sleep=sleep, rng=rng
+                d,
+                outbox,
+                settings,
+                capacity,
+                self._lock,
+                clock=clock,
+                sleep=sleep,
+                rng=rng,
+                prove=prove,
             )
             for d in destinations
         }
@@ -640,9 +668,17 @@ class Notifier:
             return
         async with self._lock:
             history = await self._outbox.history(incident.incident_id)
+            self._find_unheld(history)
             if routed := self._route(history, incident, action):
                 await self._store(routed)
         self._check_tasks()
+
+    def _find_unheld(self, history: Sequence[Notification]) -> None:
+        """What a predecessor stored in its last moment came after the outbox was read."""
+        for notification in history:
+            courier = self._couriers.get(notification.destination)
+            if courier and not is_finished(notification) and not courier.holds(notification):
+                courier.distrust()
 
     def _route(
         self, history: Sequence[Notification], incident: Incident, action: Action

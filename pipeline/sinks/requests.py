@@ -69,16 +69,20 @@ class RequestStore:
             self._store.insert("deadletters", letters, token)
 
     def read_recent_ids(self, source: Source, limit: int) -> list[str]:
-        """Return the ids of the last `limit` events stored below the range, oldest first.
+        """Return the ids of the last `limit` events admitted below the range, oldest first.
 
-        Events of one record have its offset, and stood in order of their ids.
+        What could not be stored was admitted too: a repeat of it is a repeat, before a
+        crash and after. Events of one record have its offset, and stood in order of their ids.
         """
         if not limit:
             return []
-        rows = self._store.rows(
-            "SELECT event_id FROM requests"
-            " WHERE topic = {topic:String} AND epoch = {epoch:String}"
+        below = (
+            "topic = {topic:String} AND epoch = {epoch:String}"
             " AND partition = {partition:UInt32} AND offset < {first:Int64}"
+        )
+        rows = self._store.rows(
+            f"SELECT event_id FROM (SELECT event_id, offset FROM requests WHERE {below}"  # noqa: S608
+            f" UNION ALL SELECT event_id, offset FROM deadletters WHERE {below} AND event_id != '')"
             " ORDER BY offset DESC, event_id DESC LIMIT {limit:UInt64}",
             {
                 "topic": source.topic,
@@ -126,6 +130,7 @@ def _deadletter_rows(source: Source, letters: Sequence[DeadLetter]) -> Columns:
         "offset": [letter.record.offset for letter in letters],
         "item": [letter.item for letter in letters],
         "reason": [letter.rejected.reason.value for letter in letters],
+        "event_id": [letter.event_id for letter in letters],
         "detail": [letter.rejected.detail for letter in letters],
         "bytes": [len(each) for each in raw],
         "sha256": [hashlib.sha256(each).digest() for each in raw],
