@@ -590,6 +590,17 @@ def test_bad_rows_are_found_and_their_neighbours_stored(strict: Store, bad: set[
     assert total == [(len(good),)]
 
 
+def test_what_cannot_be_stored_counts_as_seen_after_a_crash(strict: Store) -> None:
+    """As it did before: else its repeat is searched for anew, and a block halved elsewhere."""
+    requests = RequestStore(strict)
+    admission = admit_chunk(chunk_with_bad({5}))
+    effects = derive(admission.without(requests.find_unstorable(derive(admission))))
+    requests.store_rest(effects)
+    source = structs.replace(effects.source, first_offset=200, last_offset=210)
+    assert requests.read_recent_ids(source, 100) == [f"e{i}" for i in range(13)]
+    assert requests.read_recent_ids(source, 8) == [f"e{i}" for i in range(5, 13)]
+
+
 def test_a_crash_amid_the_search_doubles_nothing(strict: Store) -> None:
     """The first halves are stored, then the worker dies; its successor stores them again."""
     effects = derive(admit_chunk(chunk_with_bad({9})))

@@ -8,7 +8,7 @@ after its maker was told that it had failed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -130,8 +130,10 @@ class Detections:
         """There are none here."""
 
     def save_snapshot(
-        self, topic: str, epoch: str, partition: int, position: int, state: bytes
+        self, topic: str, epoch: str, partition: int, position: int, pieces: Iterable[bytes]
     ) -> None:
+        state = b"".join(pieces)
+
         def apply() -> None:
             found = self._world.clickhouse.snapshots
             if position >= found.get((epoch, partition), (-1, b""))[0]:
