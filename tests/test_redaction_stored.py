@@ -112,6 +112,22 @@ def test_a_dead_letter_has_neither_the_user_nor_the_words() -> None:
     assert with_texts["prompt.text"] == "secret plan"
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"messages": [{"role": "user", "content": "secret plan"}]}',
+        b'{"gen_ai.prompt": "secret plan", "input":"secret plan"}',
+        b'{"whatever": "' + b"secret plan " * 30 + b'"}',
+        b'{"whatever": "' + b"secret plan " * 30,
+    ],
+)
+def test_words_of_other_apis_are_not_kept_either(raw: bytes) -> None:
+    kept = redact_record(raw, LETTER)
+    assert b"secret" not in kept
+    assert b"[text]" in kept
+    assert b"secret" in redact_record(raw, RecordPolicy(texts=True))
+
+
 def test_json_escapes_hide_nothing() -> None:
     escaped = "".join(f"\\u{ord(c):04x}" for c in MAIL)
     raw = b'{"a": "tel\\uff10\\uff13\\uff0d1234-5678", "b": "' + escaped.encode() + b'", "c'

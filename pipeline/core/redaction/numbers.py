@@ -120,6 +120,13 @@ class _Run(NamedTuple):
         start = self.groups[first][0]
         return b"+" in self.plain[max(self.start, start - 2) : start]
 
+    def begin_of(self, window: _Window) -> int:
+        """Where the window begins with the plus and the bracket that belong to it."""
+        begin = window.start
+        while begin > self.start and self.plain[begin - 1 : begin] in {b"+", b"("}:
+            begin -= 1
+        return begin
+
     def window(self, first: int, end: int) -> _Window:
         """The groups from `first` up to and without `end`."""
         groups = self.groups[first:end]
@@ -201,8 +208,7 @@ def _find_at(run: _Run, first: int) -> tuple[int, Span] | None:
         if len(window.digits) < _DIGITS_MIN:
             return None
         if (kind := _classify(window)) is not None:
-            begin = window.start - 1 if window.plus else window.start
-            return end - 1, Span(kind, begin, window.end)
+            return end - 1, Span(kind, run.begin_of(window), window.end)
     return None
 
 
@@ -234,8 +240,10 @@ def _is_card(window: _Window) -> bool:
 
 
 def _is_my_number(window: _Window) -> bool:
-    labelled = _SAYS_MY_NUMBER.search(window.before) is not None
-    return (labelled or window.shape == (4, 4, 4)) and _checks_my_number(window.digits)
+    # Where it is said to be one, a wrong check digit is a slip of the pen.
+    if _SAYS_MY_NUMBER.search(window.before):
+        return True
+    return window.shape == (4, 4, 4) and _checks_my_number(window.digits)
 
 
 def _is_ssn(window: _Window) -> bool:

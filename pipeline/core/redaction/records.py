@@ -19,7 +19,13 @@ _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
 _SHORT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _STRING = r'"\s*:\s*"((?:[^"\\]|\\.)*)'
 _USER = re.compile(r'"gateway\.user' + _STRING, re.DOTALL)
-_TEXTS = re.compile(r'"(?:prompt|response)\.text' + _STRING, re.DOTALL)
+#: Keys of texts, ours and those of the APIs whose requests are sent here by mistake.
+_TEXTS = re.compile(
+    r'"(?:[\w.-]*[.])?(?:text|content|prompt|completion|response|input|output|messages?)' + _STRING,
+    re.DOTALL,
+)
+#: No label may be this long: whatever it is called, it is a text.
+_LONG = re.compile(r'"((?:[^"\\]|\\.){257,})', re.DOTALL)
 USER, TEXT = "[user]", "[text]"
 
 
@@ -37,6 +43,7 @@ def redact_record(raw: bytes, policy: RecordPolicy) -> bytes:
     text = _USER.sub(lambda m: _replace(m, USER), text)
     if not policy.texts:
         text = _TEXTS.sub(lambda m: _replace(m, TEXT), text)
+        text = _LONG.sub(lambda m: _replace(m, TEXT), text)
     redacted = redact_escaped(text, policy.kinds).text
     return redacted.encode("utf-8", "surrogateescape")
 
