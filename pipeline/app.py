@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 FETCH_BYTES = 8 * 1024 * 1024
 MESSAGE_BYTES = 4 * 1024 * 1024
+#: Partitions that are added have readers so soon; by itself the client looks every five minutes.
+METADATA_MS = 30_000
 #: Chunks that wait between Faust and an agent; their bytes are capped by the ingestor.
 BUFFERED_CHUNKS = 4
 TICK_S = 5.0
@@ -55,6 +57,7 @@ def build_faust(settings: KafkaSettings) -> faust.App:
         broker_max_poll_records=None,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=FETCH_BYTES,
+        consumer_metadata_max_age_ms=METADATA_MS,
         producer_acks=-1,
         producer_compression_type="lz4",
         producer_max_request_size=MESSAGE_BYTES,

@@ -57,7 +57,8 @@ class DetectorRunner:
         self._config = config
         self._store = store
         self._topic = topic
-        self._epoch = epoch
+        #: Holds for the partitions that are assigned from now on.
+        self.epoch = epoch
         self._interval_s = snapshot_interval_s
         self._clock = clock
         self._owned: dict[int, _Owned] = {}
@@ -92,7 +93,7 @@ class DetectorRunner:
         )
         if not quiet and owned.position > owned.saved_position:
             self._store.save_snapshot(
-                self._topic, self._epoch, partition, owned.position, owned.bank.write_snapshot()
+                self._topic, self.epoch, partition, owned.position, owned.bank.write_snapshot()
             )
             owned.saved_s, owned.saved_position = self._clock(), owned.position
         owned.verdicts.clear()
@@ -128,7 +129,7 @@ class DetectorRunner:
             return Bank(self._config)
 
     def _load(self, partition: int) -> _Owned:
-        found = self._store.load_snapshot(self._topic, self._epoch, partition)
+        found = self._store.load_snapshot(self._topic, self.epoch, partition)
         if found is None:
             bank, position = Bank(self._config), -1
         else:

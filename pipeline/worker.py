@@ -27,13 +27,13 @@ from pipeline.config import Config
 from pipeline.core.chunk import ChunkCounts
 from pipeline.detect import DetectorRunner
 from pipeline.effects import EffectRunner, Publisher
-from pipeline.errors import ConfigError, RetryableError
+from pipeline.errors import ConfigError, Fenced, RetryableError
 from pipeline.incidents.book import BookConfig
 from pipeline.ingest import IngestLimits, Ingestor
 from pipeline.pagerduty_webhook import PagerDutyHook
 from pipeline.process import release_memory
 from pipeline.respond import Responder
-from pipeline.retry import Backoff
+from pipeline.retry import Backoff, persist
 from pipeline.silences import SilenceKeeper
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
@@ -43,7 +43,7 @@ from pipeline.sinks.objectives import ObjectiveStore
 from pipeline.sinks.requests import RequestStore
 from pipeline.sinks.silences import SilenceStore
 from pipeline.topics import examine_topics, topic_epochs
-from pipeline.transport import OffsetLog, assert_compiled, to_batch
+from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
 from pipeline.watchdog import Watchdog
 from pipeline.web.front import Front
 from pipeline.web.server import Extension
@@ -90,6 +90,8 @@ class WorkerState:
         self._watchdog = Watchdog(STALL_S)
         self.books: dict[tuple[str, int], ChunkCounts] = {}
         self._epochs = self._read_epochs()
+        #: The generation in which the epochs were read; before the first, none has to be.
+        self._epochs_read = -1
         self.store = store or Store(config.clickhouse)
         self.store.use_database()
         self.publisher = publisher
@@ -182,11 +184,15 @@ class WorkerState:
 
     async def ingest(self, message: Any) -> None:
         """Hand a chunk of events to the ingestor; waits while it holds too much."""
-        await self.ingestor.offer(to_batch(message))
+        batch = to_batch(message)
+        await self._meet(batch)
+        await self.ingestor.offer(batch)
 
     async def detect(self, message: Any) -> None:
         """Take in a chunk of signals."""
-        await self.detecting.take(to_batch(message))
+        batch = to_batch(message)
+        await self._meet(batch)
+        await self.detecting.take(batch)
 
     async def respond(self, message: Any) -> None:
         """Take in a chunk of alarms and commands."""
@@ -260,6 +266,31 @@ class WorkerState:
 
     def _note_retry(self) -> None:
         self._retried_s = time.monotonic()
+
+    async def _meet(self, batch: Batch) -> None:
+        """Read the epochs again in a new generation: a topic may have been created anew.
+
+        Its offsets then begin again, and under the old epoch their tokens would be taken for those
+        of what was stored long ago.
+        """
+        if batch.generation == self._epochs_read:
+            return
+
+        def is_ours() -> bool:
+            return self.offsets.is_current(batch.generation)
+
+        try:
+            await persist(lambda: self._read_epochs_again(batch), self.backoff, is_ours)
+        except Fenced as fenced:
+            logger.info("dropped: %s", fenced)
+
+    async def _read_epochs_again(self, batch: Batch) -> None:
+        read = functools.partial(topic_epochs, self.kafka, tuple(self._epochs))
+        found = await asyncio.get_running_loop().run_in_executor(self.preparing, read)
+        # What is gone has no records, and what comes in its place a generation of its own.
+        self._epochs.update(found)
+        self.detectors.epoch = self._epochs[self.kafka.signals_topic]
+        self._epochs_read = batch.generation
 
     def close(self) -> None:
         """Let go of ClickHouse, when nothing runs any more."""

@@ -17,6 +17,7 @@ from pipeline.core.redaction import RecordPolicy, redact_record
 from pipeline.producing import produce
 from pipeline.referencing import reset
 from pipeline.sinks.references import ReferenceStore
+from pipeline.topics import connect_admin, create_topics
 from schemas.monitor import Dimension
 from tests.support.clickhouse import ClickHouseServer
 from tests.support.kafka import KafkaServer, consume, settings_for
@@ -100,6 +101,24 @@ def test_200_000_events_two_workers_one_killed(stack: Stack) -> None:
     assert rollups_that_differ(stack.store) == []
     # The second has been at work all along; the first may still be on its way up.
     assert second.stop() == 0
+
+
+def test_a_topic_that_is_created_anew_under_a_worker_is_stored_in_full(stack: Stack) -> None:
+    """The same lines come to the same partitions and offsets: only the topic's id is another."""
+    now_s = time.time()
+    lines = [event(i, now_s) for i in range(60)]
+    worker = stack.worker()
+    counted = "SELECT sum(requests) FROM rollup_1m WHERE grouping = 'route'"
+    for line in lines:
+        produce(stack.kafka, [line])
+    stack.wait(lambda: stack.count(counted) == len(lines), 60, "the first topic's events")
+    with connect_admin(stack.kafka) as admin:
+        admin.delete_topics([stack.kafka.events_topic])
+    create_topics(stack.kafka)
+    for line in lines:
+        produce(stack.kafka, [line])
+    stack.wait(lambda: stack.count(counted) == 2 * len(lines), 60, "the second topic's events")
+    assert worker.running
 
 
 BAD = {
