@@ -78,6 +78,11 @@ vars(_building)["lz4_encode"] = partial(lz4_encode, level=LZ4_LEVEL)
 class Consumer(driver.Consumer):
     """Faust's consumer over aiokafka, one message a fetched chunk."""
 
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        #: Partition → generation, and the last offset that was handed on in it.
+        self._handed: dict[TP, tuple[int, int]] = {}
+
     async def getmany(
         self,
         timeout: float,  # noqa: ASYNC109 — Faust's own signature
@@ -94,7 +99,19 @@ class Consumer(driver.Consumer):
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return
             if records and (active is None or tp in active or tp in self._buffered_partitions):
+                self._check_order(tp, records, generation)
                 yield tp, self._to_chunk(tp, records, generation)
+
+    def _check_order(self, tp: TP, records: list[Record], generation: int) -> None:
+        """Raise where a log has gone back: it was created anew, or cut, and nobody has told us.
+
+        Faust would drop what comes until the offsets are what they were. Whoever starts again
+        reads from the committed offset, or from the beginning where there is none.
+        """
+        before = self._handed.get(tp)
+        if before is not None and before[0] == generation and records[0].offset <= before[1]:
+            raise KizashiError(f"{tp} has gone back from offset {before[1]} to {records[0].offset}")
+        self._handed[tp] = (generation, records[-1].offset)
 
     async def _seek_back(self) -> None:
         """Start again from the committed offsets: what was fetched came across a rebalance.
@@ -102,6 +119,7 @@ class Consumer(driver.Consumer):
         A partition may be taken from us meanwhile, and the coordinator may be away. Neither
         matters: at the end of the rebalance Faust seeks what is ours then.
         """
+        self._handed.clear()
         try:
             await self.perform_seek()
         except (IllegalStateError, KafkaError) as error:

@@ -20,7 +20,7 @@ from faust.types import TP
 from pipeline.app import build_faust
 from pipeline.config import KafkaSettings
 from pipeline.core.chunk import Record
-from pipeline.errors import Fenced
+from pipeline.errors import Fenced, KizashiError
 from pipeline.producing import produce
 from pipeline.topics import create_topics
 from pipeline.transport import (
@@ -153,6 +153,31 @@ async def test_a_partition_that_goes_during_a_rebalance_does_not_end_the_worker(
     consumer.flow_active = False
     assert [each async for each in consumer.getmany(1.0)] == []
     assert sought
+
+
+@pytest.mark.parametrize(("offset", "goes_back"), [(5, True), (6, False)])
+async def test_a_log_that_goes_back_ends_the_worker(
+    kafka_settings: KafkaSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    offset: int,
+    goes_back: bool,
+) -> None:
+    """Created anew so quickly that the group has not noticed: Faust would drop what comes."""
+    app, _ = listening(kafka_settings)
+    consumer, tp = app.consumer, TP(kafka_settings.events_topic, 0)
+    fetched = [[Record(4, 0, b"{}"), Record(5, 0, b"{}")], [Record(offset, 0, b"{}")]]
+
+    async def fetch(_timeout: float) -> tuple[dict[Any, Any], None]:
+        return {tp: fetched.pop(0)}, None
+
+    monkeypatch.setattr(consumer, "_wait_next_records", fetch)
+    consumer.flow_active = True
+    assert len([each async for each in consumer.getmany(1.0)]) == 1
+    if goes_back:
+        with pytest.raises(KizashiError, match="gone back from offset 5"):
+            [each async for each in consumer.getmany(1.0)]
+    else:
+        assert len([each async for each in consumer.getmany(1.0)]) == 1
 
 
 def test_what_we_use_of_private_api_is_still_there() -> None:
