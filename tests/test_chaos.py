@@ -81,6 +81,7 @@ def test_a_run_that_kept_every_promise_has_nothing_wrong() -> None:
         ("rss_max_mb", 2_000),
         ("rss_growth_mb", 200),
         ("controls_failed", False),
+        ("troubled", "it did not come to rest"),
     ],
 )
 def test_a_promise_that_was_not_kept_is_named(name: str, value: Any) -> None:

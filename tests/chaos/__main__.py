@@ -20,6 +20,7 @@ from typing import Any
 
 from tests.chaos.plan import BY_NAME
 from tests.chaos.run import CONTROLS, Settings, Troubled, run_control, run_main
+from tests.chaos.scenarios import SCENARIOS, run_scenario
 from tests.chaos.world import Ground, ground
 
 #: A worker that holds more than this is not bounded.
@@ -50,7 +51,22 @@ def carry_out(on: Ground, settings: Settings, given: argparse.Namespace) -> dict
     if given.controls:
         report["controls"] = run_controls(on, settings, given.control_seconds)
         report["controls_failed"] = controls_failed(report["controls"])
+    if given.scenarios:
+        report["scenarios"] = run_scenarios(on, settings)
     return report
+
+
+def run_scenarios(on: Ground, settings: Settings) -> dict[str, Any]:
+    """Run each of the scenarios in which the books differ by definition."""
+    found: dict[str, Any] = {}
+    for name in SCENARIOS:
+        tell(f"scenario: {name} …")
+        try:
+            found[name] = run_scenario(on, settings, name)
+        except Troubled as trouble:
+            tell(str(trouble)[-3_000:])
+            found[name] = {"troubled": str(trouble).splitlines()[0]}
+    return found
 
 
 def run_controls(on: Ground, settings: Settings, seconds: float) -> dict[str, Any]:
@@ -87,6 +103,8 @@ def find_wrong(report: dict[str, Any], settings: Settings) -> list[str]:
     wrong += ["recovery_max_s"] if report["recovery_max_s"] > 2 * settings.session_s else []
     wrong += ["rss_max_mb"] if report["rss_max_mb"] > RSS_MB else []
     wrong += ["rss_growth_mb"] if report["soak"] and report["rss_growth_mb"] > GROWTH_MB else []
+    wrong += [name for name, found in report.get("scenarios", {}).items() if any(found.values())]
+    wrong += ["troubled"] if "troubled" in report else []
     wrong += ["controls_failed"] if not report.get("controls_failed", True) else []
     return wrong
 
@@ -114,6 +132,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--soak", action="store_true", help="no faults, no controls: flat memory?")
     parser.add_argument("--no-controls", dest="controls", action="store_false")
     parser.add_argument("--control-seconds", type=float, default=25.0, help="for each control")
+    parser.add_argument("--scenarios", action="store_true", help="a topic recreated, and the like")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds to wait for quiet")
     parser.add_argument("--home", type=Path, help="keep data and logs here")
     parser.add_argument("--json", action="store_true", help="say nothing but the last line")

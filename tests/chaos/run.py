@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -71,7 +72,7 @@ class Run:
         self.settings = settings
         self.load = settings.load()
         #: The producer's own report.
-        self.report: dict[str, Any] = {}
+        self.report: dict[str, Any] = {"sent": 0, "failed": 0, "seconds": 1.0}
         #: From the end of the last fault until nothing was behind.
         self.recovery_s = 0.0
 
@@ -201,12 +202,19 @@ def running(on: Ground, settings: Settings, control: str = "") -> Iterator[Run]:
 def run_main(on: Ground, settings: Settings) -> dict[str, Any]:
     """Run our workers under faults; returns what is known of the run.
 
+    A run that did not come to rest says so under ``troubled``; what was not done by then is lost.
+
     Raises:
-        Troubled: it did not come to rest.
+        Troubled: the workers did not even come up.
     """
     with running(on, settings) as run:
-        run.strain()
-        run.settle()
+        try:
+            run.strain()
+            run.settle()
+        except Troubled as trouble:
+            said = str(trouble)
+            print(said, file=sys.stderr, flush=True)
+            return run.balance() | {"troubled": said.splitlines()[0]}
         return run.balance()
 
 
