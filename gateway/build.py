@@ -41,6 +41,7 @@ async def open_gateway(
     metrics = Metrics(
         frozenset(m.name for m in settings.models), configured_table(config.prices.file)
     )
+    clocks = clocks or Clocks()
     async with AsyncExitStack() as stack:
         upstreams = {
             each.name: await stack.enter_async_context(Upstream(each, build_dialect(each)))
@@ -52,7 +53,7 @@ async def open_gateway(
             upstreams=upstreams,
             stages=build_stages(config) if stages is None else stages,
             limiter=KeyLimits(settings.limits),
-            recorder=Recording(settings.events, metrics, sink),
+            recorder=Recording(settings.events, metrics, sink, clocks.wall_s),
             metrics=metrics,
             clocks=clocks,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 from gateway.events import write_event
@@ -23,14 +25,21 @@ class EventSink(Protocol):
 class Recording:
     """The gateway's `Recorder`. What goes wrong here is logged and counted, never felt."""
 
-    def __init__(self, settings: EventSettings, metrics: Metrics, sink: EventSink | None) -> None:
+    def __init__(
+        self,
+        settings: EventSettings,
+        metrics: Metrics,
+        sink: EventSink | None,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._wall_s = wall_s
         self._metrics = metrics
         self._sink = sink
         self._characters = settings.text_characters if settings.texts else None
 
     def record(self, exchange: Exchange) -> None:
         """Hand over the event of a request that is over."""
-        now = dt.datetime.now(dt.UTC)
+        now = dt.datetime.fromtimestamp(self._wall_s(), dt.UTC)
         try:
             self._metrics.observe(exchange, now)
             if self._sink is not None:

@@ -16,7 +16,7 @@ _BACKLOG = 2_048
 _START_POLL_S = 0.005
 
 
-def _config(app: ASGIApp, *, lifespan: bool) -> uvicorn.Config:
+def _config(app: ASGIApp, *, lifespan: bool, patience_s: int = _STOP_TIMEOUT_S) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",
@@ -27,7 +27,7 @@ def _config(app: ASGIApp, *, lifespan: bool) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+        timeout_graceful_shutdown=patience_s,
     )
 
 
@@ -56,7 +56,7 @@ async def serve(
     app: ASGIApp, *, lifespan: bool = True, host: str = "127.0.0.1"
 ) -> AsyncIterator[int]:
     """Serve within this loop on a free port, which is given."""
-    server = _Embedded(_config(app, lifespan=lifespan))
+    server = _Embedded(_config(app, lifespan=lifespan, patience_s=1))
     listening = listen(host, 0)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
@@ -68,7 +68,5 @@ async def serve(
         yield int(listening.getsockname()[1])
     finally:
         server.should_exit = True
-        # What is still open by now belongs to clients that are gone.
-        server.force_exit = True
         await serving
         listening.close()

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 import msgspec
@@ -74,9 +74,9 @@ class Recorder(Protocol):
 class Clocks(Struct, frozen=True):
     """Where serving gets time and chance from."""
 
-    steady_s: Any = time.monotonic
-    wall_s: Any = time.time
-    draw: Any = random.SystemRandom().random
+    steady_s: Callable[[], float] = time.monotonic
+    wall_s: Callable[[], float] = time.time
+    draw: Callable[[], float] = random.SystemRandom().random
 
 
 class Gateway:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -164,6 +166,12 @@ def replay(config: Config, files: tuple[Path, ...], as_json: bool, keep: bool) -
     is_flag=True,
     help="Through a broker and the Faust worker: the configured one, or one started for this.",
 )
+@click.option(
+    "--gateway",
+    "over_gateway",
+    is_flag=True,
+    help="OpenAI clients ask our gateway, whose provider misbehaves on a script.",
+)
 @click.option("--stay", is_flag=True, help="Keep the page open after the hour, until Ctrl+C.")
 @click.option(
     "--clickhouse-port",
@@ -176,14 +184,28 @@ def demo(
     seconds: float,
     as_json: bool,
     kafka: bool,
+    over_gateway: bool,
     stay: bool,
     clickhouse_port: int | None,
 ) -> None:
     """Play an hour of a simulated company in a minute: what it looks like when things go wrong."""
-    from pipeline.demo.start import play_demo
+    from pipeline.demo.start import play_demo, simulated
 
     config = _with_endpoint(config, clickhouse_port)
-    play_demo(config, seconds, as_json=as_json, over_kafka=kafka, stay=stay)
+    set_up = simulated
+    if over_gateway:
+        with _gateway_installed():
+            from gateway.demo import set_up
+    play_demo(config, seconds, as_json=as_json, over_kafka=kafka, stay=stay, set_up=set_up)
+
+
+@contextlib.contextmanager
+def _gateway_installed() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        message = f"no module {missing.name}: install kizashi[gateway]"
+        raise ConfigError(message) from None
 
 
 @cli.command("web")
@@ -217,11 +239,8 @@ def _with_endpoint(config: Config, port: int | None) -> Config:
 @configured
 def gateway(config: Config, host: str | None, port: int | None) -> None:
     """Serve OpenAI's API in front of the configured upstreams; every request makes an event."""
-    try:
+    with _gateway_installed():
         from gateway.main import run_gateway
-    except ModuleNotFoundError as missing:
-        message = f"no module {missing.name}: install kizashi[gateway]"
-        raise ConfigError(message) from None
     run_gateway(config, host, port)
 
 

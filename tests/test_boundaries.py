@@ -156,6 +156,8 @@ RULES = (
     Rule("pipeline.incidents", ours=(*CONTRACTS, *CORE), libraries=MATHS, forbidden=PURE),
     Rule("pipeline.sinks", ours=(*CONTRACTS, *CORE, "pipeline.sinks"), forbidden=STREAMING),
     Rule("gateway", ours=("gateway", *SHARED), forbidden=STREAMING),
+    # The whole circle: clients, the gateway, the pipeline behind it.
+    Rule("gateway.demo", ours=("gateway", "pipeline", "schemas"), forbidden=STREAMING),
     # What the gateway decides, it decides without a clock and without a socket.
     *(
         Rule(f"gateway.{module}", ours=("gateway", *SHARED), libraries=("msgspec",), forbidden=PURE)

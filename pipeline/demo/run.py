@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from pipeline.demo.company import Company, Record
+from pipeline.demo.company import Record
 from pipeline.demo.score import Detection, score
 from pipeline.demo.script import PlayedIncident
 from pipeline.demo.snapshot import Accounts, Moment, Query
@@ -52,6 +52,25 @@ class Pipeline(Protocol):
     def query(self, sql: str) -> list[dict[str, object]]: ...
 
 
+class Scripted(Protocol):
+    """Something that goes wrong in the hour."""
+
+    def play_from(self, start_ms: int) -> PlayedIncident: ...
+
+
+class Hour(Protocol):
+    """What is played: `pipeline.demo.company.Company`, or traffic that comes by itself."""
+
+    @property
+    def start_ms(self) -> int: ...
+    @property
+    def end_ms(self) -> int: ...
+    @property
+    def script(self) -> Sequence[Scripted]: ...
+
+    def records(self) -> Iterator[Record]: ...
+
+
 class DemoResult(Struct, frozen=True):
     """What came of it."""
 
@@ -66,7 +85,7 @@ class DemoResult(Struct, frozen=True):
 
 def run_demo(
     pipeline: Pipeline,
-    company: Company,
+    company: Hour,
     *,
     seconds: float,
     clock: Callable[[], float],
@@ -101,7 +120,7 @@ def run_demo(
     )
 
 
-def find_speed(company: Company, seconds: float) -> float:
+def find_speed(company: Hour, seconds: float) -> float:
     """Return seconds of event time per second of the wall clock."""
     if not 0 < seconds < float("inf"):
         raise ConfigError(f"--for {seconds}: expected a positive number of seconds")
@@ -145,7 +164,7 @@ def paced_batches(
 class _Board:
     """What is known so far: the latest version of each incident."""
 
-    def __init__(self, pipeline: Pipeline, company: Company, speed: float, view: View) -> None:
+    def __init__(self, pipeline: Pipeline, company: Hour, speed: float, view: View) -> None:
         self._pipeline = pipeline
         self._company = company
         self._speed = speed

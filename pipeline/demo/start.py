@@ -6,14 +6,15 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from rich.console import Console
 
 from pipeline.config import Config
 from pipeline.demo.company import Company
 from pipeline.demo.over_kafka import play_over_kafka
-from pipeline.demo.run import DemoResult, Pipeline, run_demo
+from pipeline.demo.run import DemoResult, Hour, Pipeline, run_demo
 from pipeline.demo.stage import OWN_DATABASE, TOPIC, Stage, set_stage
 from pipeline.demo.summary import render_summary, summarise_as_json
 from pipeline.demo.trace import HOUR_MS
@@ -22,8 +23,35 @@ from pipeline.local import LocalPipeline
 from pipeline.web.front import Front, FrontThread
 
 
+class Played(NamedTuple):
+    """What is played: the hour, the pipeline to feed, and the clock that paces it."""
+
+    hour: Hour
+    pipeline: Pipeline
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+#: Puts it together: (config, when the hour starts, the pipeline, its seconds) → what is played.
+SetUp = Callable[[Config, int, Pipeline, float], contextlib.AbstractContextManager[Played]]
+
+
+@contextlib.contextmanager
+def simulated(
+    config: Config, start_ms: int, pipeline: Pipeline, seconds: float
+) -> Iterator[Played]:
+    """The simulated company's hour."""
+    yield Played(Company(start_ms=start_ms), pipeline)
+
+
 def play_demo(
-    config: Config, seconds: float, *, as_json: bool, over_kafka: bool, stay: bool = False
+    config: Config,
+    seconds: float,
+    *,
+    as_json: bool,
+    over_kafka: bool,
+    stay: bool = False,
+    set_up: SetUp = simulated,
 ) -> None:
     """Play the hour in `seconds`. With `as_json` the last line of stdout is one JSON object.
 
@@ -36,15 +64,19 @@ def play_demo(
     stdout, stderr = Console(), Console(stderr=True)
     stage = set_stage(config)
     try:
-        company = Company(start_ms=round(time.time() * 1000) - HOUR_MS)
-        view = WatchedView(choose_view(stdout, stderr, as_json=as_json), company.start_ms)
-        with _show(stage, view, stderr) as front, _open(stage, over_kafka=over_kafka) as pipeline:
+        start_ms = round(time.time() * 1000) - HOUR_MS
+        view = WatchedView(choose_view(stdout, stderr, as_json=as_json), start_ms)
+        with (
+            _show(stage, view, stderr) as front,
+            _open(stage, over_kafka=over_kafka) as opened,
+            set_up(stage.config, start_ms, opened, seconds) as played,
+        ):
             result = run_demo(
-                pipeline,
-                company,
+                played.pipeline,
+                played.hour,
                 seconds=seconds,
-                clock=time.monotonic,
-                sleep=time.sleep,
+                clock=played.clock,
+                sleep=played.sleep,
                 view=view,
             )
             _tell(result, stage, stdout, as_json=as_json)

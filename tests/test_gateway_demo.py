@@ -1,0 +1,38 @@
+"""The whole circle: client, gateway, spool, pipeline; and what goes wrong is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.demo import SCRIPT, compose, read_order
+
+
+@pytest.mark.parametrize("number", [1, 7, 42])
+def test_the_provider_knows_which_request_it_has(number: int) -> None:
+    body, headers = compose(number, 0.5)
+    route, version, found = read_order(body)
+    assert (route, version) == (headers["X-Kizashi-Route"], headers["X-Kizashi-Prompt-Version"])
+    assert found == number
+    system = {"system": body["messages"][0]["content"], "messages": []}
+    assert read_order(system) == (route, version, number)
+
+
+def test_what_the_provider_does_wrong_is_found(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "demo", "--gateway", "--for", "5", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    played = json.loads(done.stdout.splitlines()[-1])
+    assert played["events"] == played["stored"] > 1_500
+    found = {each["name"]: each["incident_id"] for each in played["scripted_incidents"]}
+    assert set(found) == {each.name for each in SCRIPT}
+    assert None not in found.values(), played["incidents"]
