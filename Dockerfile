@@ -1,21 +1,22 @@
-# Kizashi's image: `init`, `worker` and every other command. Built by docker-compose.yml.
+# Kizashi's image: `init`, `worker`, `gateway` and every other command. Built by docker-compose.yml.
 #
 # The first stage installs from the hash-pinned lock; the second holds the result and no tools.
 
 FROM python:3.11.15-slim-bookworm AS build
 WORKDIR /src
-COPY requirements/build.txt requirements/runtime.txt requirements/
+COPY requirements/build.txt requirements/gateway.txt requirements/
 RUN python -m venv /opt/tools \
     && /opt/tools/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt \
     && /opt/tools/bin/uv venv --python /usr/local/bin/python /opt/kizashi \
     && /opt/tools/bin/uv pip install --no-cache --compile-bytecode --require-hashes \
-        --python /opt/kizashi/bin/python -r requirements/runtime.txt
+        --python /opt/kizashi/bin/python -r requirements/gateway.txt
 # Our own code comes last: a change of it leaves the layers above as they are.
 COPY pyproject.toml README.md LICENSE ./
 COPY schemas schemas
 COPY detectors detectors
 COPY pipeline pipeline
 COPY dashboards dashboards
+COPY gateway gateway
 RUN /opt/tools/bin/hatchling build --target wheel --directory /dist \
     && /opt/tools/bin/uv pip install --no-cache --compile-bytecode --no-deps --offline \
         --python /opt/kizashi/bin/python /dist/*.whl

@@ -48,7 +48,14 @@ def required_variables() -> set[str]:
 def test_the_file_holds_to_the_compose_specification() -> None:
     compose = PyCompose.from_json(json.dumps(STACK))
     compose.validate()
-    assert set(compose.service_names()) == {"kafka", "clickhouse", "grafana", "init", "worker"}
+    assert set(compose.service_names()) == {
+        "kafka",
+        "clickhouse",
+        "gateway",
+        "grafana",
+        "init",
+        "worker",
+    }
 
 
 def test_the_specification_is_not_toothless() -> None:
@@ -142,7 +149,14 @@ def test_our_settings_are_settings(name: str, monkeypatch: pytest.MonkeyPatch) -
     for key in [k for k in os.environ if k.startswith("KIZASHI_")]:
         monkeypatch.delenv(key)
     monkeypatch.chdir(DEPLOY)  # no kizashi.toml is there
-    environment = SERVICES[name]["environment"]
+    environment = dict(SERVICES[name]["environment"])
+    file = environment.pop("KIZASHI_CONFIG", None)
+    if file is not None:
+        text = (DEPLOY / Path(file).name).read_text(encoding="utf-8")
+        for key in [k for k in environment if not k.startswith("KIZASHI_")]:
+            environment.pop(key)
+            assert f'"{key}"' in text
+        monkeypatch.setenv("KIZASHI_CONFIG", str(DEPLOY / Path(file).name))
     for key, value in environment.items():
         section, *path = key.removeprefix("KIZASHI_").lower().split("__")
         assert_is_setting([section, *path])
@@ -151,7 +165,9 @@ def test_our_settings_are_settings(name: str, monkeypatch: pytest.MonkeyPatch) -
     config = load_config()
     assert config.clickhouse.host in SERVICES
     assert config.kafka.bootstrap_servers.partition(":")[0] in SERVICES
-    assert config.clickhouse.password.get_secret_value() == "a-password"
+    assert config.clickhouse.password.get_secret_value() == (
+        "a-password" if "clickhouse" in SERVICES[name]["depends_on"] else ""
+    )
 
 
 def assert_is_setting(path: list[str]) -> None:

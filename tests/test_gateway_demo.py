@@ -28,7 +28,7 @@ def test_what_the_provider_does_wrong_is_found(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-2_000:]
     played = json.loads(done.stdout.splitlines()[-1])
