@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from pipeline.cli_configured import configured
+from pipeline.cli_deadletter import deadletter
 from pipeline.cli_erase import erase
 from pipeline.cli_incident import incident
 from pipeline.cli_silence import silence
@@ -71,6 +72,7 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
     context.obj = lambda: load_config(config_file)
 
 
+cli.add_command(deadletter)
 cli.add_command(erase)
 cli.add_command(incident)
 cli.add_command(silence)
