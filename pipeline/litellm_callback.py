@@ -8,7 +8,8 @@ kafka-python are all that is needed::
 
 Its settings are the worker's, from the environment: ``KIZASHI_KAFKA__BOOTSTRAP_SERVERS``,
 ``…EVENTS_TOPIC``, ``…SECURITY_PROTOCOL``, ``…SASL_MECHANISM``, ``…USERNAME``, ``…PASSWORD``,
-``…CA_FILE``; and ``LITELLM_KIZASHI_TEXTS=false`` leaves prompts and answers out.
+``…CA_FILE``, ``…CERT_FILE``, ``…KEY_FILE``, ``…ALLOW_PLAINTEXT``; and
+``LITELLM_KIZASHI_TEXTS=false`` leaves prompts and answers out.
 
 Delivery: at most once. Nothing waits for Kafka: events are handed to a thread that holds at
 most `HELD_BYTES_MAX` of them, sent or not yet; what comes beyond, or is not delivered within
@@ -19,6 +20,7 @@ call's, so what is sent twice counts once.
 from __future__ import annotations
 
 import atexit
+import ipaddress
 import json
 import logging
 import os
@@ -27,7 +29,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import litellm
@@ -281,8 +283,28 @@ class Sender:
             logger.warning("events lost so far, by reason: %s", dict(self.lost))
 
 
-def connect(environment: Mapping[str, str]) -> KafkaProducer:
-    """Return a producer by the worker's own settings."""
+def check_loopback(servers: Sequence[str]) -> None:
+    """Refuse to send events, or a password, unencrypted over a network.
+
+    Raises:
+        ValueError: a server is not on this machine by its name or address.
+    """
+    for server in servers:
+        host = server.strip().rpartition(":")[0].strip("[]") or server.strip()
+        try:
+            here = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            here = host == "localhost"
+        if not here:
+            raise ValueError(f"plain text to {host}: use SSL, or set {_PREFIX}ALLOW_PLAINTEXT")
+
+
+def read_settings(environment: Mapping[str, str]) -> Json:
+    """Return how to connect, by the worker's own settings.
+
+    Raises:
+        ValueError: plain text off this machine that nobody has allowed.
+    """
 
     def read(name: str, default: str = "") -> str:
         return environment.get(_PREFIX + name, default)
@@ -290,14 +312,23 @@ def connect(environment: Mapping[str, str]) -> KafkaProducer:
     settings: Json = {"bootstrap_servers": read("BOOTSTRAP_SERVERS", "127.0.0.1:9092").split(",")}
     protocol = read("SECURITY_PROTOCOL", "PLAINTEXT")
     if protocol.endswith("SSL"):
-        settings["ssl_context"] = ssl.create_default_context(cafile=read("CA_FILE") or None)
+        context = ssl.create_default_context(cafile=read("CA_FILE") or None)
+        if certificate := read("CERT_FILE"):
+            context.load_cert_chain(certificate, read("KEY_FILE") or None)
+        settings["ssl_context"] = context
+    elif read("ALLOW_PLAINTEXT").lower() not in {"true", "1"}:
+        check_loopback(settings["bootstrap_servers"])
     if protocol.startswith("SASL"):
         settings["sasl_mechanism"] = read("SASL_MECHANISM", "SCRAM-SHA-512")
         settings["sasl_plain_username"] = read("USERNAME")
         settings["sasl_plain_password"] = read("PASSWORD")
+    return settings | {"security_protocol": protocol}
+
+
+def connect(settings: Json) -> KafkaProducer:
+    """Return a producer."""
     return KafkaProducer(
         **settings,
-        security_protocol=protocol,
         client_id="kizashi-litellm",
         acks="all",
         enable_idempotence=True,
@@ -346,8 +377,10 @@ class Kizashi(CustomLogger):  # type: ignore[misc]  # litellm has an environment
         self._offer(str(event["event.id"]).encode(errors="replace"), raw)
 
 
+#: Read at once: what is refused stops the proxy's start, and not a thread behind it.
+_settings = read_settings(os.environ)
 sender = Sender(
-    lambda: connect(os.environ), os.environ.get(_PREFIX + "EVENTS_TOPIC", "llm.gateway.events")
+    lambda: connect(_settings), os.environ.get(_PREFIX + "EVENTS_TOPIC", "llm.gateway.events")
 )
 #: What a proxy's configuration names.
 kizashi = Kizashi(

@@ -8,6 +8,7 @@ any that are wrong.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.support.kafka import consume, require_jars, settings_for, unique_pref
 from tests.support.tls import Authority, Identity
 
 pytestmark = pytest.mark.kafka
+ROOT = Path(__file__).parents[1]
 PASSWORD = "right-and-canary-90d1"
 #: A refused client tries again until its time is up.
 TIMEOUT_S = 1.5
@@ -273,3 +275,38 @@ def test_both_clients_check_the_broker_s_name_and_certificate() -> None:
         assert context.check_hostname
         assert context.verify_mode.name == "CERT_REQUIRED"
         assert context.minimum_version >= 0x0303
+
+
+CLIENTS = {
+    "KafkaProducer",
+    "KafkaConsumer",
+    "KafkaAdminClient",
+    "AIOKafkaProducer",
+    "AIOKafkaConsumer",
+}
+#: Imports nothing of ours, and has its own check: `test_litellm.py`.
+ON_ITS_OWN = {"pipeline/litellm_callback.py"}
+
+
+def bare_clients(source: str) -> list[str]:
+    """Clients that are made of anything but the checked settings."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    made = [c for c in calls if ast.unparse(c.func).rpartition(".")[2] in CLIENTS]
+    return [ast.unparse(call.func) for call in made if not has_checked_settings(call)]
+
+
+def has_checked_settings(call: ast.Call) -> bool:
+    given = (ast.unparse(each.value) for each in call.keywords if each.arg is None)
+    return any("client_settings(" in each for each in given)
+
+
+def test_no_client_is_made_without_the_check() -> None:
+    files = [file for folder in ("pipeline", "gateway") for file in (ROOT / folder).rglob("*.py")]
+    bare = {
+        str(file.relative_to(ROOT)): found
+        for file in files
+        if (found := bare_clients(file.read_text(encoding="utf-8")))
+    }
+    assert bare.keys() == ON_ITS_OWN
+    assert bare_clients("KafkaProducer(bootstrap_servers='b')")
+    assert not bare_clients("KafkaProducer(**client_settings(settings), acks='all')")

@@ -58,11 +58,35 @@ def run(home: Path, *arguments: str, **environment: str) -> str:
             "NO_DOCS": "True",
             "DISABLE_ADMIN_UI": "True",
             "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(32)}",
+            # A broker that CI gives us goes by the name of its service.
+            "KIZASHI_KAFKA__ALLOW_PLAINTEXT": "true",
             **environment,
         },
     )
     assert done.returncode == 0, done.stderr[-3_000:]
     return done.stderr
+
+
+def test_plain_text_off_this_machine_stops_the_start(home: Path) -> None:
+    for servers, says in (
+        ("127.0.0.1:1,kafka.example.com:9092", "ALLOW_PLAINTEXT"),
+        ("[::1]:1", ""),
+    ):
+        done = subprocess.run(
+            [str(python_of(ENVIRONMENT)), "-P", "-c", "import litellm_callback"],
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(home),
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "KIZASHI_KAFKA__BOOTSTRAP_SERVERS": servers,
+            },
+        )
+        assert (done.returncode != 0) == bool(says), done.stderr[-2_000:]
+        assert says in done.stderr
 
 
 @pytest.fixture(scope="module")
