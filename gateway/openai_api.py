@@ -132,7 +132,7 @@ def _classify(status: int, raw: bytes) -> Failure:
         return Failure.TIMEOUT
     if status >= 500:  # 529 is Anthropic's "overloaded"
         return Failure.SERVER_ERROR
-    if status in {401, 403, 404}:
+    if status in {401, 403, 404} or status < 400:  # redirects are not followed
         return Failure.MISCONFIGURED
     return Failure.CONTEXT_TOO_LONG if _is_too_long(raw) else Failure.REFUSED
 

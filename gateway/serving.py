@@ -107,7 +107,9 @@ class Gateway:
             name: Breaker(u.settings.breaker_failures, u.settings.breaker_pause_s)
             for name, u in upstreams.items()
         }
+        #: Requests under way.
         self.served = 0
+        metrics.under_way.set_function(lambda: self.served)
         self._characters = max(
             settings.events.text_characters, _CACHED_CHARACTERS if stages.cache else 0
         )
@@ -134,6 +136,7 @@ class Serving:
         self._language = gateway.language(headers)
         self._request_id = new_request_id(gateway.clocks.wall_s())
         self._exchange: Exchange | None = None
+        self._key: KeySettings | None = None
         #: The status line is sent: what fails now can only be said within the stream.
         self._begun = False
         self._is_over = False
@@ -146,7 +149,6 @@ class Serving:
             key = self._admit()
             raw = await _read(receive, gateway.settings.body_bytes)
             await self._until_gone(key, raw, receive, send)
-            await self._charge(key)
         except _ClientGone:
             self._end(GatewayError(Code.CLIENT_DISCONNECTED))
         except GatewayError as error:
@@ -156,16 +158,19 @@ class Serving:
             await self._fail(GatewayError(Code.INTERNAL, type(error).__name__), send)
         finally:
             gateway.served -= 1
+        await self._charge()
 
     def _admit(self) -> KeySettings:
         gateway = self._gateway
         if gateway.served > gateway.settings.requests:
             raise GatewayError(Code.OVERLOADED, "too many at once", retry_after_s=1.0)
-        return gateway.keyring.identify(self._headers.get("authorization"))
+        self._key = gateway.keyring.identify(self._headers.get("authorization"))
+        return self._key
 
-    async def _charge(self, key: KeySettings) -> None:
-        exchange = self._exchange
-        if exchange is not None and (tokens := exchange.usage.total):
+    async def _charge(self) -> None:
+        """Count what was used, also of an answer that came to nothing."""
+        key, exchange = self._key, self._exchange
+        if key is not None and exchange is not None and (tokens := exchange.usage.total):
             await self._gateway.limiter.charge(key, exchange.asked, tokens)
 
     async def _until_gone(self, key: KeySettings, raw: bytes, receive: Receive, send: Send) -> None:
