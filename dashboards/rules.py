@@ -97,6 +97,17 @@ RULES = (
         " dead-letter topic.",
     ),
     Rule(
+        uid="kizashi-books",
+        title="Kizashi: the books do not balance",
+        sql="SELECT sum(differing) AS differing FROM reconciliations FINAL"
+        " WHERE checked_at >= now() - INTERVAL 2 HOUR",
+        above=0,
+        for_s=60,
+        severity="error",
+        summary="Rollups of closed minutes are not what the stored requests add up to.",
+        remedy="`kizashi reconcile` names the minutes and the sums.",
+    ),
+    Rule(
         uid="kizashi-snapshots-old",
         title="Kizashi: the detectors stand still",
         sql="SELECT max(age) AS age_s FROM (SELECT dateDiff('second', max(written_at), now64(3))"

@@ -20,6 +20,7 @@ from pipeline.cli_configured import configured
 from pipeline.cli_deadletter import deadletter
 from pipeline.cli_erase import erase
 from pipeline.cli_incident import incident
+from pipeline.cli_reconcile import reconcile
 from pipeline.cli_silence import silence
 from pipeline.cli_slo import slo
 from pipeline.config import Config, load_config
@@ -75,6 +76,7 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
 cli.add_command(deadletter)
 cli.add_command(erase)
 cli.add_command(incident)
+cli.add_command(reconcile)
 cli.add_command(silence)
 cli.add_command(slo)
 

@@ -40,6 +40,7 @@ from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import build_destinations
 from pipeline.sinks.objectives import ObjectiveStore
+from pipeline.sinks.reconciliation import Comparison, Reconciler
 from pipeline.sinks.requests import RequestStore
 from pipeline.sinks.silences import SilenceStore
 from pipeline.topics import examine_topics, topic_epochs
@@ -54,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 #: A chunk takes seconds; a rebalance takes a session time-out.
 STALL_S = 180.0
+#: What is compared every time, by the time of the events.
+RECONCILED_MS = 4_500_000
 
 
 class PublishingAlarms(Publisher, AlarmPublisher, Protocol):
@@ -226,6 +229,34 @@ class WorkerState:
             await asyncio.get_running_loop().run_in_executor(self.executor, self._measure)
         except RetryableError as error:
             logger.warning("objectives cannot be measured: %s", error)
+
+    async def reconcile(self) -> None:
+        """Compare the rollups of the last hour with what is stored, if that is ours to do."""
+        if not self.offsets.owns(self.kafka.alarms_topic, 0):
+            return
+        try:
+            found = await self._compare_books(_now_ms())
+        except RetryableError as error:
+            logger.warning("the books cannot be compared: %s", error)
+            return
+        if found.differences:
+            logger.error(
+                "%d of %d sums of rollups are not those of the stored requests: kizashi reconcile",
+                found.differing,
+                found.compared,
+            )
+
+    async def _compare_books(self, now_ms: int) -> Comparison:
+        """One grouping after the other, so that chunks are stored in between."""
+        loop, first_ms = asyncio.get_running_loop(), now_ms - RECONCILED_MS
+        whole = Comparison(first_ms, now_ms, 0, ())
+        for grouping in self.config.ingest.groupings:
+            reconciler = Reconciler(self.store, [grouping])
+            whole += await loop.run_in_executor(
+                self.executor, reconciler.compare, first_ms, now_ms, now_ms
+            )
+        await loop.run_in_executor(self.executor, reconciler.save, whole, now_ms)
+        return whole
 
     def _measure(self) -> None:
         objectives = ObjectiveStore(self.store, self.config.ingest.groupings[0])
