@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -253,3 +254,25 @@ def test_events_reach_kafka_through_an_outage(tmp_path: Path, own_broker: Broker
     until(lambda: shipping.waiting == 0, 60)
     shipping.stop(1.0)
     assert {record.value for record in consume(kafka, kafka.events_topic)} == set(raws)
+
+
+def test_a_disk_that_hangs_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events queue up to a cap; what is beyond it is counted, and no `put` waits."""
+    monkeypatch.setattr("gateway.shipping.QUEUE_BYTES_MAX", 10_000)
+    hanging = threading.Event()
+    courier = Keeping()
+    shipping = Shipping(EventSettings(spool=tmp_path), courier)
+    append = shipping.spool.append
+
+    def hang(raws: Sequence[bytes]) -> None:
+        hanging.wait(30)
+        append(raws)
+
+    monkeypatch.setattr(shipping.spool, "append", hang)
+    for _ in range(100):
+        shipping.put(b"x" * 1_000)
+    assert account(shipping.spool) == {Loss.OVERRUN: 90}
+    hanging.set()
+    until(lambda: shipping.waiting == 0)
+    assert len(courier.got) == 10
+    shipping.stop(1.0)
