@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from schemas.alarm import Direction, Rate
 from schemas.signal import CLASSED, COUNTED, FAMILY_OF, MEASURED, RISING, Family, Signal
 
 Bools = npt.NDArray[np.bool_]
+Number = TypeVar("Number", bound=np.generic)
 
 #: Alternatives of the detectors that ask whether a rate is beyond all that is immaterial.
 BEYOND = RateDetectorConfig((0.5, 2.0, 5.0))
@@ -100,12 +101,14 @@ class RateFamilies(FamilyGroup[Tally]):
         tally = self._tally(batch.rows, batch.view)
         # In the order in which the streams lie: detectors are fastest along a run of rows.
         order = np.argsort(batch.rows)
-        streams = _streams(batch.rows[order])
-        counts, totals = tally.counts[order].ravel(), tally.totals[order].ravel()
-        use = np.flatnonzero((totals > 0) & self._reference.ready(streams))
+        totals = tally.totals[order].ravel()
+        use = np.flatnonzero(totals)
         monitor, signal = np.divmod(use, len(SIGNALS))
-        rest = (batch.weight[order[monitor]], batch.first_time_ms[order[monitor]])
-        self._update(streams[use], signal, counts[use], totals[use], *rest)
+        streams = batch.rows[order[monitor]] * len(SIGNALS) + signal
+        ready = self._reference.ready(streams)
+        use, signal, streams, at = use[ready], signal[ready], streams[ready], order[monitor[ready]]
+        rest = (batch.weight[at], batch.first_time_ms[at])
+        self._update(streams, signal, tally.counts[at, signal], totals[use], *rest)
         return tally
 
     def _tally(self, rows: Ints, view: PacketView) -> Tally:
@@ -150,7 +153,11 @@ class RateFamilies(FamilyGroup[Tally]):
 
     def log_evidence(self, rows: Ints) -> Floats:
         each = self._log_e.reshape(-1, len(SIGNALS))[rows]
-        return np.stack([_mean(each[:, members]) for members in _MEMBERS], axis=1)
+        evidence = each[:, [members[0] for members in _MEMBERS]]
+        for family, members in enumerate(_MEMBERS):
+            if len(members) > 1:
+                evidence[:, family] = _mean(each[:, members])
+        return evidence
 
     # What matters
 
@@ -245,40 +252,51 @@ class RateFamilies(FamilyGroup[Tally]):
 
     def learning(self, rows: Ints, family: int) -> Bools:
         streams = rows[:, None] * len(SIGNALS) + np.array(_MEMBERS[family])
-        learns: Bools = np.logical_or.reduce(self._grows(streams), axis=1)
+        grows = self._reference.grows(streams.ravel()).reshape(streams.shape)
+        learns: Bools = np.logical_or.reduce(grows, axis=1)
         return learns
 
-    def _grows(self, streams: Ints) -> Bools:
-        return self._reference.grows(streams.ravel()).reshape(streams.shape)
-
     def learn(self, batch: Batch, tally: Tally, quiet: Bools) -> None:
-        streams = _streams(batch.rows)
-        has = np.flatnonzero((tally.totals.ravel() > 0) & self._grows(streams))
+        has = np.flatnonzero(tally.totals)
+        at, signal = np.divmod(has, len(SIGNALS))
+        streams = batch.rows[at] * len(SIGNALS) + signal
+        grows = self._reference.grows(streams)
+        if not grows.all():
+            has, at, signal, streams = (each[grows] for each in (has, at, signal, streams))
         if len(has):
             self._reference.learn(
-                streams[has],
+                streams,
                 tally.counts.ravel()[has],
                 tally.totals.ravel()[has],
-                quiet[:, _FAMILY].ravel()[has],
-                np.repeat(batch.first_time_ms, len(SIGNALS))[has],
+                quiet[at, _FAMILY[signal]],
+                batch.first_time_ms[at],
             )
 
     def read(self, rows: Ints) -> Readings:
         streams, shape = _streams(rows), (len(rows), len(SIGNALS))
+        ready = self._reference.ready(streams)
+        # Of what is not ready nothing is said, and with many monitors that is most.
+        streams = streams[ready]
         change = self._detector.change(streams)
         count, total = self._reference.counts(streams)
         low, high = self._reference.bounds(streams)
+
+        def lay_out(values: npt.NDArray[Number]) -> npt.NDArray[Number]:
+            out = np.zeros(len(ready), values.dtype)
+            out[ready] = values
+            return out.reshape(shape)
+
         return Readings(
             families=tuple(FAMILY_OF[s] for s in SIGNALS),
             signals=SIGNALS,
-            ready=self._reference.ready(streams).reshape(shape),
-            baseline_count=count.reshape(shape),
-            baseline_total=total.reshape(shape),
-            baseline_low=low.reshape(shape),
-            baseline_high=high.reshape(shape),
-            current_count=change.count.reshape(shape),
-            current_total=change.total.reshape(shape),
-            change_time_ms=change.start.reshape(shape),
+            ready=ready.reshape(shape),
+            baseline_count=lay_out(count),
+            baseline_total=lay_out(total),
+            baseline_low=lay_out(low),
+            baseline_high=lay_out(high),
+            current_count=lay_out(change.count),
+            current_total=lay_out(change.total),
+            change_time_ms=lay_out(change.start),
         )
 
     # Snapshots
