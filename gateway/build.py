@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from gateway.anthropic_api import AnthropicDialect
+from gateway.context import TrimmedHistory, load_counts
 from gateway.keys import read_keys, read_secret
 from gateway.limiting import KeyLimits
 from gateway.metrics import Metrics
@@ -20,8 +21,14 @@ from pipeline.prices import configured_table
 
 
 def build_stages(config: Config) -> Stages:
-    """Return the stages that the configuration asks for."""
-    return Stages()
+    """Return the stages that the configuration asks for.
+
+    Raises:
+        ConfigError: a tokenizer cannot be read.
+    """
+    models = config.gateway.models
+    trims = any(model.context_tokens is not None for model in models)
+    return Stages(context=TrimmedHistory(load_counts(models)) if trims else None)
 
 
 @asynccontextmanager

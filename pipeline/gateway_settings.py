@@ -80,6 +80,8 @@ class ModelSettings(Section):
     deadline_s: Seconds = 120.0
     #: What fits into it, prompt and answer; None: history is never trimmed.
     context_tokens: Annotated[int, Field(ge=16)] | None = None
+    #: Its ``tokenizer.json``: tokens are counted by it. Without one they are estimated.
+    tokenizer: Path | None = None
     owned_by: Label = "kizashi"
 
 

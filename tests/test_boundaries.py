@@ -174,6 +174,8 @@ RULES = (
             "stages",
         )
     ),
+    # A tokenizer's file is read when the gateway is built.
+    Rule("gateway.context", ours=("gateway", *SHARED), libraries=("msgspec", "tokenizers")),
     # Reads what is stored and nothing else; of the panels what they say, not Grafana's form.
     Rule(
         "pipeline.web",
