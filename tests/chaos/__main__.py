@@ -48,6 +48,7 @@ def carry_out(on: Ground, settings: Settings, given: argparse.Namespace) -> dict
     report = {"seed": settings.seed, "seconds": settings.seconds, "rate": settings.rate}
     report |= {"session_timeout_s": settings.session_s, "soak": given.soak}
     report |= run_main(on, settings)
+    tell(json.dumps(report))
     if given.controls:
         report["controls"] = run_controls(on, settings, given.control_seconds)
         report["controls_failed"] = controls_failed(report["controls"])

@@ -25,10 +25,7 @@ _MENDING_TRIES = 20
 
 
 class Injector:
-    """Carries out a plan, one thread for each part. Its threads live as long as it is open.
-
-    (The kernel ends what a thread has started together with that thread.)
-    """
+    """Carries out a plan, one thread for each part."""
 
     def __init__(self, world: World, watch: Watch) -> None:
         self._world = world
@@ -142,7 +139,7 @@ class Injector:
     def _broker_killed(self, fault: Fault) -> None:
         self._world.ground.broker.kill()
         self._last(fault)
-        self._world.ground.broker.restart()
+        self._mend(self._world.ground.broker.restart)
 
     def _broker_paused(self, fault: Fault) -> None:
         self._world.ground.broker.pause()
@@ -157,10 +154,14 @@ class Injector:
 
     def _set_replicas(self, count: int) -> None:
         kafka = self._world.kafka
+        self._mend(lambda: alter(kafka, kafka.deadletter_topic, "min.insync.replicas", count))
+
+    def _mend(self, step: Callable[[], object]) -> None:
+        """Do what must be done, again and again: a machine under load takes its time."""
         for attempt in range(_MENDING_TRIES):
             try:
-                alter(kafka, kafka.deadletter_topic, "min.insync.replicas", count)
-            except (KafkaError, KizashiError, AssertionError):
+                step()
+            except (KafkaError, KizashiError, AssertionError, RuntimeError):
                 if attempt == _MENDING_TRIES - 1:
                     raise
                 self._stopping.wait(0.5)
@@ -172,7 +173,7 @@ class Injector:
     def _clickhouse_killed(self, fault: Fault) -> None:
         self._world.ground.server.kill()
         self._last(fault)
-        self._world.ground.server.start()
+        self._mend(self._world.ground.start_server)
 
     def _clickhouse_paused(self, fault: Fault) -> None:
         self._world.ground.server.pause()
@@ -191,7 +192,7 @@ class Injector:
         while not died.wait(_LOOK_S) and not self._stopping.is_set():
             pass
         self._last(fault)
-        self._world.ground.server.start()
+        self._mend(self._world.ground.start_server)
 
     def _clickhouse_refuses(self, fault: Fault) -> None:
         self._set_mode(fault, "refuse")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,12 @@ class Ground:
     server: ClickHouseServer
     proxy: FaultProxy
     home: Path
+    #: Lives as long as the ground, and with it what it starts: the kernel ends a server together
+    #: with the thread that has started it.
+    starter: Executor
+
+    def start_server(self) -> None:
+        self.starter.submit(self.server.start).result()
 
 
 @contextmanager
@@ -52,7 +59,8 @@ def ground(home: Path) -> Iterator[Ground]:
         server.start()
         stack.callback(server.stop)
         proxy = stack.enter_context(FaultProxy(server.port))
-        yield Ground(broker, server, proxy, home)
+        starter = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="starter"))
+        yield Ground(broker, server, proxy, home, starter)
 
 
 class World:
