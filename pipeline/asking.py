@@ -8,8 +8,8 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from pipeline.config import Config
 from pipeline.errors import SinkUnavailable
@@ -59,12 +59,14 @@ def render_json(names: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
 
 def render_table(names: Sequence[str], rows: Sequence[Row]) -> None:
     """Print the rows as a table as wide as it needs to be."""
-    table = Table(*names, show_edge=False, header_style="bold")
+    head = (Column(Text(printable(name))) for name in names)
+    table = Table(*head, show_edge=False, header_style="bold")
     for column, name in zip(table.columns, names, strict=True):
         if rows and isinstance(rows[0][names.index(name)], int | float | decimal.Decimal):
             column.justify = "right"
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        # Values are data: what looks like rich's markup is none.
+        table.add_row(*(Text(_cell(value)) for value in row))
     # Rows are for reading and for cutting with other tools: never folded to the terminal.
     Console(width=max(80, 40 * len(names) + 4_000)).print(table)
 
@@ -92,5 +94,4 @@ def _cell(value: object) -> str:
         return f"{value.normalize():f}"
     if isinstance(value, dt.datetime):
         return value.isoformat(sep=" ", timespec="seconds")
-    # A value is data: control characters would move the cursor, and brackets are rich's markup.
-    return escape(printable(str(value)))
+    return printable(str(value))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -95,6 +95,9 @@ def render_table_to(output: io.StringIO, cells: list[str]) -> None:
 
 
 @given(values)
+@example("\\[")
+@example("\\[bold red]x")
+@example("\\\\[/] [link=x]")
 def test_brackets_in_a_table_are_no_markup(value: str) -> None:
     with io.StringIO() as output:
         render_table_to(output, [value])

@@ -103,16 +103,18 @@ def environment(tmp_path: Path) -> dict[str, str]:
             value = f"https://{value}.example/{value}"
         if path == ("privacy", "user_keys"):
             name += "__K1"
-        elif is_mapping(path):
+        elif holds(path, "dict["):
             value = json.dumps({"a": value})
+        elif holds(path, "tuple["):
+            value = json.dumps([value])
         elif path[-1] == "routing_key":
             value = value[:ROUTING_KEY_CHARS]
         given.setdefault(name, value)
     return {f"KIZASHI_{name}": value for name, value in given.items()}
 
 
-def is_mapping(path: Path_) -> bool:
-    return "dict[" in str(dict(fields(Config))[path])
+def holds(path: Path_, container: str) -> bool:
+    return container in str(dict(fields(Config))[path])
 
 
 @pytest.fixture
