@@ -34,6 +34,7 @@ from detectors.bank_rates import Material, RateFamilies
 from detectors.bank_resets import Announced, Change, PlannedChanges
 from detectors.bank_rows import UNKNOWN, MonitorRows
 from detectors.bank_shifts import ShiftFamilies
+from detectors.bank_sparse import RARE_SIGNALS, SparseFamilies
 from detectors.bank_verdicts import STATES, VerdictTable
 from detectors.base import Arrays
 from detectors.budget import log_thresholds
@@ -138,6 +139,15 @@ class Bank:
         self._groups: dict[str, FamilyGroup[Any]] = {
             "rates": RateFamilies(
                 config.reference, config.detector, config.materiality, config.recovery_ratio
+            ),
+            "rare": SparseFamilies(
+                RateFamilies(
+                    config.reference,
+                    config.detector,
+                    config.materiality,
+                    config.recovery_ratio,
+                    RARE_SIGNALS,
+                )
             ),
             "shifts": ShiftFamilies(
                 config.shift, config.materiality[Family.FINGERPRINT], config.recovery_ratio

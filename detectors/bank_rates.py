@@ -22,7 +22,7 @@ from detectors.rate import Change, RateDetector, RateDetectorConfig
 from detectors.recovery import RecoveryTest
 from detectors.reference import RateReference, ReferenceConfig
 from schemas.alarm import Direction, Rate
-from schemas.signal import CLASSED, COUNTED, FAMILY_OF, MEASURED, RISING, Family, Signal
+from schemas.signal import CLASSED, COUNTED, FAMILY_OF, MEASURED, RARE, RISING, Family, Signal
 
 Bools = npt.NDArray[np.bool_]
 Number = TypeVar("Number", bound=np.generic)
@@ -30,15 +30,10 @@ Number = TypeVar("Number", bound=np.generic)
 #: Alternatives of the detectors that ask whether a rate is beyond all that is immaterial.
 BEYOND = RateDetectorConfig((0.5, 2.0, 5.0))
 
-SIGNALS: tuple[Signal, ...] = tuple(s for s in Signal if s in COUNTED or s in MEASURED)
-FAMILIES: tuple[Family, ...] = tuple(f for f in Family if f in {FAMILY_OF[s] for s in SIGNALS})
-_MEMBERS = [[i for i, s in enumerate(SIGNALS) if FAMILY_OF[s] == f] for f in FAMILIES]
-_FAMILY = np.array([FAMILIES.index(FAMILY_OF[s]) for s in SIGNALS])
-#: Histogram → the signals that count on it.
-_MEASURED = {
-    name: tuple(s for s in SIGNALS if MEASURED.get(s) == name) for name in MEASURED.values()
-}
-_RISING: Bools = np.array([s in RISING for s in SIGNALS])
+#: Signals that every monitor has, or may have at any moment.
+SIGNALS: tuple[Signal, ...] = tuple(
+    s for s in Signal if (s in COUNTED or s in MEASURED) and s not in RARE
+)
 
 
 @dataclass(frozen=True)
@@ -60,18 +55,32 @@ class Tally(NamedTuple):
 class RateFamilies(FamilyGroup[Tally]):
     """Detectors of all counted signals. Cost per batch: a fixed number of passes over m × s."""
 
-    families = FAMILIES
-
     def __init__(
         self,
         reference: ReferenceConfig,
         detector: RateDetectorConfig,
         materiality: Mapping[Family, Material],
         recovery_ratio: float,
+        signals: tuple[Signal, ...] = SIGNALS,
     ) -> None:
+        self.signals = signals
+        own = {FAMILY_OF[s] for s in signals}
+        self.families: tuple[Family, ...] = tuple(f for f in Family if f in own)
+        self._members = [
+            [i for i, s in enumerate(signals) if FAMILY_OF[s] is f] for f in self.families
+        ]
+        self._family = np.array([self.families.index(FAMILY_OF[s]) for s in signals])
+        names = dict.fromkeys(MEASURED[s] for s in signals if s in MEASURED)
+        #: Histogram → the signals that count on it.
+        self._measured = {
+            name: tuple(s for s in signals if MEASURED.get(s) == name) for name in names
+        }
+        self._rising: Bools = np.array([s in RISING for s in signals])
         #: Ratio and difference, shape (s,) each.
-        self._ratio: Floats = np.array([materiality[FAMILY_OF[s]].ratio for s in SIGNALS])
-        self._difference: Floats = np.array([materiality[FAMILY_OF[s]].difference for s in SIGNALS])
+        self._ratio: Floats = np.array([materiality[FAMILY_OF[s]].ratio for s in self.signals])
+        self._difference: Floats = np.array(
+            [materiality[FAMILY_OF[s]].difference for s in self.signals]
+        )
         self._recovery_ratio = recovery_ratio
         self._detector = RateDetector(detector, 0)
         # Beside it the same question with another null: not "is this the baseline?"
@@ -79,13 +88,13 @@ class RateFamilies(FamilyGroup[Tally]):
         # lasted for weeks would otherwise hide a large one behind its average.
         self._beyond = RateDetector(BEYOND, 0)
         self._reference = RateReference(reference, 0)
-        self._tails = {n: TailEdges(reference.learn, 0, s) for n, s in _MEASURED.items()}
+        self._tails = {n: TailEdges(reference.learn, 0, s) for n, s in self._measured.items()}
         # What the detectors say, kept so that it is worked out once for each update.
         self._log_e: Floats = np.zeros(0)
         self._log_e_beyond: Floats = np.zeros(0)
 
     def resize(self, rows: int) -> None:
-        streams = rows * len(SIGNALS)
+        streams = rows * len(self.signals)
         self._detector.resize(streams)
         self._beyond.resize(streams)
         self._reference.resize(streams)
@@ -103,8 +112,8 @@ class RateFamilies(FamilyGroup[Tally]):
         order = np.argsort(batch.rows)
         totals = tally.totals[order].ravel()
         use = np.flatnonzero(totals)
-        monitor, signal = np.divmod(use, len(SIGNALS))
-        streams = batch.rows[order[monitor]] * len(SIGNALS) + signal
+        monitor, signal = np.divmod(use, len(self.signals))
+        streams = batch.rows[order[monitor]] * len(self.signals) + signal
         ready = self._reference.ready(streams)
         use, signal, streams, at = use[ready], signal[ready], streams[ready], order[monitor[ready]]
         rest = (batch.weight[at], batch.first_time_ms[at])
@@ -112,17 +121,17 @@ class RateFamilies(FamilyGroup[Tally]):
         return tally
 
     def _tally(self, rows: Ints, view: PacketView) -> Tally:
-        count = np.zeros((len(rows), len(SIGNALS)), np.int64)
+        count = np.zeros((len(rows), len(self.signals)), np.int64)
         total = np.zeros_like(count)
-        for at, signal in enumerate(SIGNALS):
+        for at, signal in enumerate(self.signals):
             # Of what the packet was made without, nothing was counted; not: it never happened.
             if signal in COUNTED and view.columns.keys() >= set(COUNTED[signal]):
                 count[:, at], total[:, at] = (view.columns[name] for name in COUNTED[signal])
         for name, tails in self._tails.items():
             if (histogram := view.histograms.get(name)) is not None:
                 beyond, known = tails.count(rows, histogram)
-                for signal, each in zip(_MEASURED[name], beyond, strict=True):
-                    at = SIGNALS.index(signal)
+                for signal, each in zip(self._measured[name], beyond, strict=True):
+                    at = self.signals.index(signal)
                     count[:, at], total[:, at] = each, known
         return Tally(count, total)
 
@@ -131,7 +140,7 @@ class RateFamilies(FamilyGroup[Tally]):
     ) -> None:
         low, high = self._reference.bounds(streams, time)
         # Below a bound of 0 no rate can fall.
-        low = np.where(_RISING[signal], 0.0, low)
+        low = np.where(self._rising[signal], 0.0, low)
         self._log_e[streams] = self._detector.update(streams, count, total, low, high, weight, time)
         least, most = self._immaterial(streams, signal, low, high)
         self._log_e_beyond[streams] = self._beyond.update(
@@ -146,15 +155,15 @@ class RateFamilies(FamilyGroup[Tally]):
         rate = (count + 0.5) / (total + 1)
         ratio, difference = self._ratio[signal], self._difference[signal]
         least = np.where(
-            _RISING[signal], 0.0, np.minimum(low, np.minimum(rate / ratio, rate - difference))
+            self._rising[signal], 0.0, np.minimum(low, np.minimum(rate / ratio, rate - difference))
         )
         most = np.maximum(high, np.maximum(rate * ratio, rate + difference))
         return np.maximum(least, 0.0), np.minimum(most, 1.0)
 
     def log_evidence(self, rows: Ints) -> Floats:
-        each = self._log_e.reshape(-1, len(SIGNALS))[rows]
-        evidence = each[:, [members[0] for members in _MEMBERS]]
-        for family, members in enumerate(_MEMBERS):
+        each = self._log_e.reshape(-1, len(self.signals))[rows]
+        evidence = each[:, [members[0] for members in self._members]]
+        for family, members in enumerate(self._members):
             if len(members) > 1:
                 evidence[:, family] = _mean(each[:, members])
         return evidence
@@ -169,7 +178,9 @@ class RateFamilies(FamilyGroup[Tally]):
             for at in np.flatnonzero(material).tolist()
         ]
         rest = np.flatnonzero(~material)
-        beyond = self._log_e_beyond.reshape(-1, len(SIGNALS))[rows[rest]][:, _MEMBERS[family]]
+        beyond = self._log_e_beyond.reshape(-1, len(self.signals))[rows[rest]][
+            :, self._members[family]
+        ]
         rest = rest[_mean(beyond) >= log_threshold]
         signal, change = self._lead(rows[rest], family, self._beyond, self._log_e_beyond)
         found += [
@@ -182,12 +193,12 @@ class RateFamilies(FamilyGroup[Tally]):
         self, rows: Ints, family: int, detector: RateDetector, log_e: Floats
     ) -> tuple[Ints, Change]:
         """The signal of the family with the most evidence, and its change, row by row."""
-        members = np.array(_MEMBERS[family])
-        signal = members[np.argmax(log_e.reshape(-1, len(SIGNALS))[rows][:, members], axis=1)]
-        return signal, detector.change(rows * len(SIGNALS) + signal)
+        members = np.array(self._members[family])
+        signal = members[np.argmax(log_e.reshape(-1, len(self.signals))[rows][:, members], axis=1)]
+        return signal, detector.change(rows * len(self.signals) + signal)
 
     def _is_material(self, rows: Ints, signal: Ints, change: Change) -> Bools:
-        count, total = self._reference.counts(rows * len(SIGNALS) + signal)
+        count, total = self._reference.counts(rows * len(self.signals) + signal)
         # Half an event more on both sides: a baseline of 0 in 300 is not a rate of nought.
         before = (count + 0.5) / (total + 1)
         now = (change.count + 0.5) / (change.total + 1)
@@ -198,14 +209,14 @@ class RateFamilies(FamilyGroup[Tally]):
         return material
 
     def _make_lead(self, row: int, signal: int, change: Change) -> Lead:
-        count, total = self._reference.counts(_stream(row, signal))
+        count, total = self._reference.counts(self._stream(row, signal))
         return Lead(
-            signal=SIGNALS[signal],
+            signal=self.signals[signal],
             direction=Direction.RISE if change.rise[0] else Direction.FALL,
             baseline=Rate(int(count[0]), int(total[0])),
             current=Rate(int(change.count[0]), int(change.total[0])),
             change_time_ms=int(change.start[0]),
-            **self._edges(row, SIGNALS[signal]),
+            **self._edges(row, self.signals[signal]),
         )
 
     def _edges(self, row: int, signal: Signal) -> dict[str, Any]:
@@ -220,17 +231,17 @@ class RateFamilies(FamilyGroup[Tally]):
     # Coming back
 
     def start_recovery(self, row: int, lead: Lead) -> RecoveryTest:
-        low, high = self._reference.bounds(_stream(row, SIGNALS.index(lead.signal)))
+        low, high = self._reference.bounds(self._stream(row, self.signals.index(lead.signal)))
         rise = lead.direction is Direction.RISE
         bound = float(high[0] if rise else low[0])
         return RecoveryTest.between(bound, lead.current.value, self._recovery_ratio, rise)
 
     def has_recovered(self, test: RecoveryTest, signal: Signal, tally: Tally, at: int) -> bool:
-        column = SIGNALS.index(signal)
+        column = self.signals.index(signal)
         return test.update(int(tally.counts[at, column]), int(tally.totals[at, column]))
 
     def clear(self, row: int, family: int) -> None:
-        self._forget(row * len(SIGNALS) + np.array(_MEMBERS[family]))
+        self._forget(row * len(self.signals) + np.array(self._members[family]))
 
     def _forget(self, streams: Ints) -> None:
         self._detector.reset(streams)
@@ -239,7 +250,7 @@ class RateFamilies(FamilyGroup[Tally]):
         self._log_e_beyond[streams] = self._beyond.log_evidence(streams)
 
     def reset(self, rows: Ints) -> None:
-        streams = _streams(rows)
+        streams = self._streams(rows)
         self._forget(streams)
         self._reference.reset(streams)
         for tails in self._tails.values():
@@ -251,15 +262,15 @@ class RateFamilies(FamilyGroup[Tally]):
     # Learning and reporting
 
     def learning(self, rows: Ints, family: int) -> Bools:
-        streams = rows[:, None] * len(SIGNALS) + np.array(_MEMBERS[family])
+        streams = rows[:, None] * len(self.signals) + np.array(self._members[family])
         grows = self._reference.grows(streams.ravel()).reshape(streams.shape)
         learns: Bools = np.logical_or.reduce(grows, axis=1)
         return learns
 
     def learn(self, batch: Batch, tally: Tally, quiet: Bools) -> None:
         has = np.flatnonzero(tally.totals)
-        at, signal = np.divmod(has, len(SIGNALS))
-        streams = batch.rows[at] * len(SIGNALS) + signal
+        at, signal = np.divmod(has, len(self.signals))
+        streams = batch.rows[at] * len(self.signals) + signal
         grows = self._reference.grows(streams)
         if not grows.all():
             has, at, signal, streams = (each[grows] for each in (has, at, signal, streams))
@@ -268,12 +279,12 @@ class RateFamilies(FamilyGroup[Tally]):
                 streams,
                 tally.counts.ravel()[has],
                 tally.totals.ravel()[has],
-                quiet[at, _FAMILY[signal]],
+                quiet[at, self._family[signal]],
                 batch.first_time_ms[at],
             )
 
     def read(self, rows: Ints) -> Readings:
-        streams, shape = _streams(rows), (len(rows), len(SIGNALS))
+        streams, shape = self._streams(rows), (len(rows), len(self.signals))
         ready = self._reference.ready(streams)
         # Of what is not ready nothing is said, and with many monitors that is most.
         streams = streams[ready]
@@ -287,8 +298,8 @@ class RateFamilies(FamilyGroup[Tally]):
             return out.reshape(shape)
 
         return Readings(
-            families=tuple(FAMILY_OF[s] for s in SIGNALS),
-            signals=SIGNALS,
+            families=tuple(FAMILY_OF[s] for s in self.signals),
+            signals=self.signals,
             ready=ready.reshape(shape),
             baseline_count=lay_out(count),
             baseline_total=lay_out(total),
@@ -318,15 +329,14 @@ class RateFamilies(FamilyGroup[Tally]):
         self._log_e = self._detector.log_evidence(streams)
         self._log_e_beyond = self._beyond.log_evidence(streams)
 
+    def _streams(self, rows: Ints) -> Ints:
+        """The streams of these rows, side by side, shape (m · s,)."""
+        width = len(self.signals)
+        streams: Ints = (rows[:, None] * width + np.arange(width)).ravel()
+        return streams
 
-def _streams(rows: Ints) -> Ints:
-    """The streams of these rows, side by side, shape (m · s,)."""
-    streams: Ints = (rows[:, None] * len(SIGNALS) + np.arange(len(SIGNALS))).ravel()
-    return streams
-
-
-def _stream(row: int, signal: int) -> Ints:
-    return np.array([row * len(SIGNALS) + signal])
+    def _stream(self, row: int, signal: int) -> Ints:
+        return np.array([row * len(self.signals) + signal])
 
 
 def _mean(log_e: Floats) -> Floats:

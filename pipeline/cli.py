@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
+from pipeline.cli_canary import canary
 from pipeline.cli_configured import configured
 from pipeline.cli_deadletter import deadletter
 from pipeline.cli_erase import erase
@@ -74,6 +75,7 @@ def cli(context: click.Context, config_file: Path | None, verbose: bool) -> None
 
 
 cli.add_command(deadletter)
+cli.add_command(canary)
 cli.add_command(erase)
 cli.add_command(incident)
 cli.add_command(reconcile)

@@ -303,6 +303,8 @@ MATERIALITY: dict[Family, Materiality] = {
     Family.RELEVANCE: Materiality(ratio=2.0, difference=0.1),
     # Questions come in bursts; what is over in minutes is no change of traffic.
     Family.TOPIC: Materiality(ratio=2.0, difference=0.1, lasting_s=900),
+    # A canary is asked seldom, and a few of its answers always go astray.
+    Family.CANARY: Materiality(ratio=2.0, difference=0.05),
     # Some prompts ask for a translation; the reference knows how many.
     Family.LANGUAGE: Materiality(ratio=2.0, difference=0.02),
     # A tenth of the requests more, or fewer, that the cache answers.
@@ -567,6 +569,25 @@ class PrivacySettings(Section):
     redact: tuple[Kind, ...] = tuple(Kind)
 
 
+class CanarySettings(Section):
+    """Whom `kizashi canary` asks, and how."""
+
+    #: Of an OpenAI-compatible API, up to and without ``/chat/completions``.
+    base_url: AnyHttpUrl | None = None
+    api_key: SecretStr | None = None
+    #: Without this, the key only travels in the clear to this machine.
+    allow_plaintext: bool = False
+    #: Asked by cases that name none.
+    model: str | None = None
+    #: Samples of a case that are asked at once.
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 60.0
+    #: A case fails when its pass rate is this surely below what it requires.
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    #: Between two runs on a schedule.
+    every_s: Annotated[float, Field(ge=1)] = 900.0
+
+
 class PriceSettings(Section):
     #: A price table in the form of `kizashi prices list --toml`, used over the built-in one.
     file: Path | None = None
@@ -591,6 +612,7 @@ class Config(BaseSettings):
     web: WebSettings = WebSettings()
     privacy: PrivacySettings = PrivacySettings()
     prices: PriceSettings = PriceSettings()
+    canary: CanarySettings = CanarySettings()
     gateway: GatewaySettings = GatewaySettings()
 
     @model_validator(mode="after")

@@ -82,6 +82,10 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=Fa
     #: The provider's own refusal signal; absent when it gave none.
     refusal: bool | None = field(name="gateway.refusal", default=None)
 
+    #: Of a canary: the case that was asked, and whether the answer was as expected.
+    canary: Label | None = field(name="gateway.canary", default=None)
+    canary_passed: bool | None = field(name="gateway.canary.passed", default=None)
+
     #: The last user turn.
     prompt_text: str | None = field(name="prompt.text", default=None)
     response_text: str | None = field(name="response.text", default=None)

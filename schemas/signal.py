@@ -45,6 +45,8 @@ class Family(StrEnum):
     RELEVANCE = "relevance"
     #: What is asked.
     TOPIC = "topic"
+    #: Answers to questions whose answers are known: `kizashi canary`.
+    CANARY = "canary"
 
 
 class Signal(StrEnum):
@@ -77,6 +79,8 @@ class Signal(StrEnum):
     OFF_PROMPT = "off_prompt"
     #: A prompt unlike those of its model's reference.
     NOVEL_PROMPT = "novel_prompt"
+    #: A canary's answer that was not as expected.
+    CANARY_FAILURE = "canary_failure"
 
 
 FAMILY_OF: dict[Signal, Family] = {
@@ -97,6 +101,7 @@ FAMILY_OF: dict[Signal, Family] = {
     Signal.LANGUAGE_MISMATCH: Family.LANGUAGE,
     Signal.OFF_PROMPT: Family.RELEVANCE,
     Signal.NOVEL_PROMPT: Family.TOPIC,
+    Signal.CANARY_FAILURE: Family.CANARY,
 }
 #: Families that never page: what they say is news, not damage.
 INFORMING: frozenset[Family] = frozenset({Family.CACHE, Family.LENGTH, Family.TOPIC})
@@ -112,8 +117,11 @@ RISING: frozenset[Signal] = frozenset(
         Signal.LANGUAGE_MISMATCH,
         Signal.OFF_PROMPT,
         Signal.NOVEL_PROMPT,
+        Signal.CANARY_FAILURE,
     }
 )
+#: Signals of which most monitors never see an event: those that do not have no state for them.
+RARE: frozenset[Signal] = frozenset({Signal.CANARY_FAILURE})
 #: Signals that are counted where the event is: the columns of their k and their n.
 COUNTED: dict[Signal, tuple[str, str]] = {
     Signal.REFUSAL: ("refusals", "answered"),
@@ -127,6 +135,7 @@ COUNTED: dict[Signal, tuple[str, str]] = {
     Signal.LANGUAGE_MISMATCH: ("language_mismatches", "languages"),
     Signal.OFF_PROMPT: ("off_prompts", "marked"),
     Signal.NOVEL_PROMPT: ("novel_prompts", "marked"),
+    Signal.CANARY_FAILURE: ("canary_failures", "canaries"),
 }
 #: Signals that count what lies beyond a quantile of the monitor's own past: their histogram.
 MEASURED: dict[Signal, str] = {

@@ -119,6 +119,7 @@ def test_what_the_detectors_count_is_packed() -> None:
                     make_event(
                         "e-2", prompt_text="Is it paid already?", response_text="Yes, it is paid."
                     ),
+                    make_event("e-3", canary="refund", canary_passed=False),
                 ]
             )
         ),

@@ -34,6 +34,8 @@ from tests.support.events import PRICES, Json, make_chunk, make_event, make_traf
 RARE = (
     make_event("partly", finish_reasons=["stop", "content_filter"]),
     make_event("loops", response_text="It is paid. " * 60, prompt_text="支払いは済みましたか。"),
+    make_event("canary-1", canary="refund", canary_passed=True, route="refund"),
+    make_event("canary-2", canary="refund", canary_passed=False, route="refund"),
     make_event("same", response_text="支払いました。", prompt_text="支払いは済みましたか。"),
 )
 EMBEDDING = CarriedVectors("ours", 4)

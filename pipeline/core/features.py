@@ -30,6 +30,8 @@ Bools = npt.NDArray[np.bool_]
 
 #: Finish reasons that say the answer was cut off by a token limit, by the providers' own words.
 TRUNCATION_REASONS = frozenset({"length", "max_tokens", "max_output_tokens", "MAX_TOKENS"})
+#: Before the values of a canary's dimensions.
+CANARY_PREFIX = "canary/"
 #: Below this many tokens the time per token is mostly the time to set up.
 MIN_TOKENS_FOR_RATE = 8
 
@@ -83,6 +85,7 @@ LABELS = (
     "fallback_from",
     "operation",
     "guardrail",
+    "canary",
 )
 #: Fields that are read as they are.
 FIELDS = (
@@ -97,6 +100,7 @@ FIELDS = (
     "time_to_first_chunk_s",
     "attempts",
     "refusal",
+    "canary_passed",
     "prompt_text",
     "response_text",
     "user",
@@ -116,7 +120,8 @@ def extract_features(
     events = [r.event for r in received]
     time_ms = np.fromiter((r.time_ms for r in received), np.int64, len(events))
     labels, fields = read_columns(events)
-    dimensions = {d: labels[d.value] for d in DIMENSIONS}
+    named = {d: labels[d.value] for d in DIMENSIONS}
+    dimensions = _set_apart(named, _are(labels["canary"], bool))
     error_types = labels["error_type"]
     errors = _are(error_types, bool)
     finish_reasons = code_values([tuple(reasons or ()) for reasons in fields["finish_reasons"]])
@@ -134,9 +139,9 @@ def extract_features(
     truncations = _are(finish_reasons, _is_truncated) & ~errors
     costs = pricer.price_chunk(
         UsageColumns(
-            request_model=dimensions[Dimension.REQUEST_MODEL],
-            provider=dimensions[Dimension.PROVIDER],
-            response_model=dimensions[Dimension.RESPONSE_MODEL],
+            request_model=named[Dimension.REQUEST_MODEL],
+            provider=named[Dimension.PROVIDER],
+            response_model=named[Dimension.RESPONSE_MODEL],
             time_ms=time_ms,
             cache_hit=cache_hits,
             failed=errors,
@@ -187,6 +192,21 @@ def read_columns(
             field += values
     labels = (merge_empty(coder.column()) for coder in coders)
     return dict(zip(LABELS, labels, strict=True)), dict(zip(FIELDS, fields, strict=True))
+
+
+def _set_apart(
+    dimensions: dict[Dimension, CodedColumn], canaries: Bools
+) -> dict[Dimension, CodedColumn]:
+    """Let canaries count in monitors of their own, and nowhere else: their values get a prefix."""
+    if not canaries.any():
+        return dimensions
+    return {
+        dimension: code_values(
+            f"{CANARY_PREFIX}{value}" if canary and value else value
+            for value, canary in zip(column.decode(), canaries.tolist(), strict=True)
+        )
+        for dimension, column in dimensions.items()
+    }
 
 
 def _read_numbers(values: Sequence[float | None]) -> Floats:

@@ -74,11 +74,13 @@ FLAGS: dict[str, Callable[[Features], Bools]] = {
     "marked": lambda features: features.traits.marked,
     "off_prompts": lambda features: features.traits.off_prompts,
     "novel_prompts": lambda features: features.traits.novel_prompts,
+    "canaries": lambda features: features.traits.canaries,
+    "canary_failures": lambda features: features.traits.canary_failures,
     "cache_lookups": lambda features: features.traits.cache_lookups,
     "cache_hits": lambda features: features.cache_hits,
 }
 #: Totals of what only some gateways tell.
-OPTIONAL = frozenset({"contents", "cache_lookups", "texts", "languages", "marked"})
+OPTIONAL = frozenset({"contents", "cache_lookups", "texts", "languages", "marked", "canaries"})
 #: Histogram → the measurement, NaN where there is none, and how many of its units make one of
 #: the feature's. A new measured signal is a row here, and one in `MEASURED`.
 MEASUREMENTS: dict[str, tuple[Callable[[Features], npt.NDArray[np.float64]], float]] = {

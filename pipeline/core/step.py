@@ -262,6 +262,8 @@ def _request_rows(
         "fallback_from": features.labels["fallback_from"],
         "attempts": read["attempts"],
         "guardrail": features.labels["guardrail"],
+        "canary": features.labels["canary"],
+        "canary_passed": read["canary_passed"],
         **{t: np.ma.masked_equal(features.tokens[t], ABSENT) for t in TOKEN_FIELDS},
         "output_chars": np.ma.masked_equal(traits.answer_chars, ABSENT),
         "cost_usd": MoneyColumn(features.costs.picodollars, features.costs.priced),

@@ -24,6 +24,7 @@ SUBJECTS = {
     Signal.NOVEL_PROMPT: "prompts of a new kind",
     Signal.REPETITION: "answers that repeat themselves",
     Signal.LANGUAGE_MISMATCH: "answers in another language than their prompts",
+    Signal.CANARY_FAILURE: "canaries that are not answered as expected",
 }
 #: How many units of the histogram make one of the page's, and how that is written.
 _EDGES = {

@@ -42,6 +42,8 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "fallback_from": _TEXT,
         "attempts": pa.uint16(),
         "guardrail": _TEXT,
+        "canary": _TEXT,
+        "canary_passed": pa.bool_(),
         "input_tokens": pa.uint32(),
         "output_tokens": pa.uint32(),
         "cache_read_tokens": pa.uint32(),

@@ -361,6 +361,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "cache": st.sampled_from(["hit", "miss", "bypass"]),
     "attempts": st.integers(0, 1000),
     "refusal": st.booleans(),
+    "canary_passed": st.booleans(),
     "prompt_embedding": _VECTOR,
     "response_embedding": _VECTOR,
 }

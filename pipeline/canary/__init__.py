@@ -1,0 +1,1 @@
+"""Canaries: questions whose answers are known, asked again and again."""
