@@ -12,6 +12,7 @@ from detectors.bank import BankConfig, Material
 from detectors.bank_extra import ExtraConfig
 from detectors.reference import ReferenceConfig
 from detectors.river_rates import RiverConfig, RiverKind
+from pipeline.channel import Setup
 from pipeline.config import (
     Config,
     ExtraSettings,
@@ -20,16 +21,13 @@ from pipeline.config import (
     PrivacySettings,
     read_key_file,
 )
-from pipeline.core.answers import Embedding
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
 from pipeline.core.redaction import RecordPolicy
 from pipeline.core.step import Reading, StepConfig
 from pipeline.core.users import UserKey
 from pipeline.core.wire import Wire
-from pipeline.encoders.embedding import CarriedVectors, EncodedTexts
-from pipeline.encoders.static import StaticEncoder
-from pipeline.encoders.transformer import TransformerEncoder
+from pipeline.embedding import build_embedding
 from pipeline.errors import ConfigError
 from pipeline.event_door import Door
 from pipeline.prices import configured_table
@@ -171,23 +169,21 @@ def build_registry(config: Config, requests: RequestStore) -> MonitorRegistry:
     return MonitorRegistry(cap, requests.read_monitors(config.ingest.groupings, cap))
 
 
-def build_embedding(config: Config) -> Embedding | None:
-    """What makes vectors of texts; None when no texts are to be read.
+def build_keeper(config: Config, store: Store, embedding: str | None) -> ReferenceKeeper | None:
+    """The references for the vectors of this embedding; None without one."""
+    if embedding is None:
+        return None
+    return ReferenceKeeper(config.references, ReferenceStore(store), embedding)
 
-    Raises:
-        ConfigError: the encoder is not installed, or cannot be loaded.
-    """
-    encoder = config.encoder
-    match encoder.kind:
-        case "none":
-            return None
-        case "carried":
-            return CarriedVectors(encoder.model, encoder.dimensions)
-        case "transformer":
-            model = TransformerEncoder.load(encoder.model, encoder.device, encoder.batch_size)
-            return EncodedTexts(model, encoder.share)
-        case "static":
-            return EncodedTexts(StaticEncoder.load(), encoder.share)
+
+def build_setup(config: Config, signals_partitions: int) -> Setup:
+    """What a process that prepares chunks needs of the configuration."""
+    return Setup(
+        step=build_step_config(config, signals_partitions),
+        prices=configured_table(config.prices.file).entries,
+        encoder=config.encoder.model_dump(mode="json"),
+        samples_per_model=config.references.samples_per_chunk,
+    )
 
 
 def build_notifier(
@@ -216,12 +212,10 @@ class Reader:
     """The embedding, and the references as they stand at the moment."""
 
     def __init__(self, config: Config, store: Store) -> None:
-        self._embedding = build_embedding(config)
+        self._embedding = build_embedding(config.encoder)
         self._samples = config.references.samples_per_chunk
-        self.keeper: ReferenceKeeper | None = None
-        if self._embedding is not None:
-            references = ReferenceStore(store)
-            self.keeper = ReferenceKeeper(config.references, references, self._embedding.name)
+        name = self._embedding.name if self._embedding else None
+        self.keeper = build_keeper(config, store, name)
 
     def reading(self) -> Reading | None:
         """Return how answers are to be read now."""

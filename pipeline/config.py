@@ -190,6 +190,9 @@ class IngestSettings(Section):
     #: Whether answers are read for refusals. Without it only `gateway.refusal` and the finish
     #: reasons tell: for gateways that send the one, it is the dearest step spared.
     judge_texts: bool = True
+    #: Processes that prepare chunks beside the worker, 0: one of its threads does. `auto` is one
+    #: where there are two cores, and none on a single core.
+    preparers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
 
     @field_validator("groupings", mode="before")
     @classmethod

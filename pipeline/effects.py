@@ -8,16 +8,15 @@ signals and dead-letter topics drop repeats by position.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pipeline.core.chunk import Chunk, ChunkCounts, ChunkEffects, DeadLetter
 from pipeline.core.dedup import SeenIds
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
-from pipeline.core.step import Admission, Reading, StepConfig, admit, derive_effects
-from pipeline.core.wire import EVENTS
+from pipeline.core.step import Admission, Reading, StepConfig, admit_chunk, derive_effects
 from pipeline.sinks.requests import RequestStore
 from schemas.signal import SignalPacket, Source
 
@@ -35,48 +34,118 @@ class Publisher(Protocol):
     ) -> None: ...
 
 
-class EffectRunner:
-    """What the chunks of all partitions need, and where it is done.
+class Window:
+    """A partition's window of seen ids, which every chunk moves on once, however often it asks.
 
-    Preparing a chunk and storing it have a thread each: the one is Python and the
-    other ClickHouse, so two chunks can be in hand at once. The embedded engine is
-    only ever entered from `storing`; prices and the registry only from `preparing`.
+    What was answered last is kept, for a chunk whose preparing broke off and begins again.
     """
+
+    def __init__(self, seen: SeenIds) -> None:
+        self._seen = seen
+        self._asked: Source | None = None
+        self._new: list[bool] = []
+
+    def at(self, source: Source) -> ChunkIds:
+        """Return the window as the chunk sees it."""
+        return ChunkIds(self, source)
+
+    def find_new(self, source: Source, event_ids: Sequence[str]) -> list[bool]:
+        """Return which of the chunk's valid ids are new."""
+        if source != self._asked:
+            self._new, self._asked = self._seen.add_all(event_ids), source
+        return self._new
+
+
+class ChunkIds(NamedTuple):
+    """The window of a chunk's partition."""
+
+    window: Window
+    source: Source
+
+    def add_all(self, event_ids: Sequence[str]) -> list[bool]:
+        return self.window.find_new(self.source, event_ids)
+
+
+class Prepared(NamedTuple):
+    """A chunk that is ready to be stored."""
+
+    #: What its preparer needs to prepare it again without some of its rows.
+    admitted: Any
+    effects: ChunkEffects
+
+
+class Preparer(Protocol):
+    """Works out what chunks must bring about. Calls block: the shell runs them in a thread."""
+
+    def prepare(self, chunk: Chunk, window: Window) -> Prepared:
+        """Admit a chunk and work out its effects. Moves the window on.
+
+        Raises:
+            RetryableError: it broke off; the window knows the chunk already.
+        """
+
+    def prepare_without(self, prepared: Prepared, refused: Mapping[int, str]) -> ChunkEffects:
+        """Work them out again without the rows (of those to be stored) that are refused."""
+
+
+class OwnPreparer:
+    """Prepares in the thread that asks. Prices and the registry are entered from no other."""
 
     def __init__(
         self,
         config: StepConfig,
         pricer: Pricer,
         registry: MonitorRegistry,
+        reading: Callable[[], Reading | None],
+    ) -> None:
+        self._config = config
+        self._pricer = pricer
+        self._registry = registry
+        self._reading = reading
+
+    def prepare(self, chunk: Chunk, window: Window) -> Prepared:
+        admission = admit_chunk(chunk, self._config, window.at(chunk.source))
+        return Prepared(admission, self._derive(admission))
+
+    def prepare_without(self, prepared: Prepared, refused: Mapping[int, str]) -> ChunkEffects:
+        admission: Admission = prepared.admitted
+        return self._derive(admission.without(refused))
+
+    def _derive(self, admission: Admission) -> ChunkEffects:
+        return derive_effects(
+            admission, self._config, self._pricer, self._registry, self._reading()
+        )
+
+
+class EffectRunner:
+    """What the chunks of all partitions need, and where it is done.
+
+    Preparing chunks and storing them have threads of their own: the one is Python and the
+    other ClickHouse, so several chunks can be in hand at once. The embedded engine is
+    only ever entered from `storing`, which is one thread.
+    """
+
+    def __init__(
+        self,
+        preparer: Preparer,
         requests: RequestStore,
         publisher: Publisher,
         preparing: Executor,
         storing: Executor,
         dedup_window: int,
         count: Callable[[Source, ChunkCounts], None],
-        reading: Callable[[], Reading | None],
     ) -> None:
-        self.config = config
-        self.pricer = pricer
-        self.registry = registry
+        self.preparer = preparer
         self.requests = requests
         self.publisher = publisher
         self.preparing = preparing
         self.storing = storing
         self.dedup_window = dedup_window
         self.count = count
-        self.reading = reading
 
     def open_partition(self, _topic: str, _partition: int) -> PartitionEffects:
         """Return what sees to a partition's chunks while it stays assigned."""
         return PartitionEffects(self)
-
-
-class Prepared(NamedTuple):
-    """A chunk that is ready to be stored."""
-
-    admission: Admission
-    effects: ChunkEffects
 
 
 class PartitionEffects:
@@ -87,18 +156,20 @@ class PartitionEffects:
 
     def __init__(self, runner: EffectRunner) -> None:
         self._runner = runner
-        self._seen: SeenIds | None = None
+        self._window: Window | None = None
 
     async def prepare(self, chunk: Chunk) -> Prepared:
         """Admit a chunk and work out its effects. Moves the window of seen ids on.
 
         Raises:
-            RetryableError: the window cannot be read back; nothing has moved.
+            RetryableError: the window cannot be read back, or who prepared is gone.
         """
         runner, loop = self._runner, asyncio.get_running_loop()
-        if self._seen is None:
-            self._seen = await loop.run_in_executor(runner.storing, self._load, chunk.source)
-        return await loop.run_in_executor(runner.preparing, self._prepare, chunk, self._seen)
+        if self._window is None:
+            self._window = await loop.run_in_executor(runner.storing, self._load, chunk.source)
+        return await loop.run_in_executor(
+            runner.preparing, runner.preparer.prepare, chunk, self._window
+        )
 
     async def store(self, prepared: Prepared) -> None:
         """Store the chunk, then publish its signals and dead letters.
@@ -107,30 +178,20 @@ class PartitionEffects:
             RetryableError: something is away; call again with the same.
         """
         runner, loop = self._runner, asyncio.get_running_loop()
-        admission, effects = prepared
+        effects = prepared.effects
         refused = await loop.run_in_executor(
             runner.storing, runner.requests.find_unstorable, effects
         )
         if refused:
-            admission = admission.without(refused)
-            effects = await loop.run_in_executor(runner.preparing, self._derive, admission)
+            effects = await loop.run_in_executor(
+                runner.preparing, runner.preparer.prepare_without, prepared, refused
+            )
         await loop.run_in_executor(runner.storing, runner.requests.store_rest, effects)
         for partition, packets in effects.packets.items():
             await runner.publisher.publish_signals(partition, packets)
         await runner.publisher.publish_deadletters(effects.source, effects.deadletters)
         runner.count(effects.source, effects.counts)
 
-    def _load(self, source: Source) -> SeenIds:
+    def _load(self, source: Source) -> Window:
         window = self._runner.dedup_window
-        return SeenIds(window, self._runner.requests.read_recent_ids(source, window))
-
-    def _prepare(self, chunk: Chunk, seen: SeenIds) -> Prepared:
-        config = self._runner.config
-        admission = admit(chunk, config.limits, seen, config.wires.get(chunk.source.topic, EVENTS))
-        return Prepared(admission, self._derive(admission))
-
-    def _derive(self, admission: Admission) -> ChunkEffects:
-        runner = self._runner
-        return derive_effects(
-            admission, runner.config, runner.pricer, runner.registry, runner.reading()
-        )
+        return Window(SeenIds(window, self._runner.requests.read_recent_ids(source, window)))

@@ -7,9 +7,11 @@
     ├── Fenced              the work belongs to someone else now: drop it
     ├── RetryableError      the same call may succeed later: retry with backoff
     │   ├── SinkUnavailable     ClickHouse or a broker does not answer
+    │   ├── ProcessLost         a process that works for the worker is gone
     │   └── DeliveryDeferred    a destination asks to be called again
     └── PermanentError      the same call will always fail: do not retry
         ├── RowsRefused         ClickHouse will never take these rows
+        ├── PreparingFailed     a process that works for the worker came to an error
         ├── DeliveryRefused     a destination will never take this message
         └── Unfittable          these answers bear no reference
 """
@@ -41,6 +43,10 @@ class SinkUnavailable(RetryableError):
     """ClickHouse or the broker could not be reached, or was too busy to answer."""
 
 
+class ProcessLost(RetryableError):
+    """A process that prepares chunks is gone; another takes its place."""
+
+
 class DeliveryDeferred(RetryableError):
     """A destination failed in passing, or asked to be called again."""
 
@@ -51,6 +57,10 @@ class DeliveryDeferred(RetryableError):
 
 class RowsRefused(PermanentError):
     """ClickHouse answered that it will never take these rows."""
+
+
+class PreparingFailed(PermanentError):
+    """A process that prepares chunks came to an error, which it would come to again."""
 
 
 class Unfittable(PermanentError):

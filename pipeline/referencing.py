@@ -18,10 +18,10 @@ from kafka import KafkaProducer
 from msgspec import Struct
 
 from detectors.fingerprint import FingerprintReference
-from pipeline.build import build_embedding
 from pipeline.config import Config, KafkaSettings
 from pipeline.core.answers import ANSWER_NAMES
 from pipeline.core.reference_history import Action, Order, Standing
+from pipeline.embedding import build_embedding
 from pipeline.errors import ConfigError, Unfittable
 from pipeline.references import fit_model
 from pipeline.sinks.clickhouse import open_store
@@ -142,7 +142,7 @@ def fit_now(
         ConfigError: no texts are read, so there is nothing to fit.
         SinkUnavailable: ClickHouse is away; nothing is stored.
     """
-    embedding = build_embedding(config)
+    embedding = build_embedding(config.encoder)
     if embedding is None:
         raise ConfigError("encoder.kind is none: there are no answers to fit a reference to")
     name = embedding.name

@@ -11,26 +11,31 @@ import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.agents import AlarmPublisher, DetectAgent, RespondAgent
 from pipeline.build import (
     Reader,
     build_bank_config,
     build_event_door,
+    build_keeper,
     build_notifier,
     build_pricer,
     build_registry,
+    build_setup,
     build_step_config,
 )
 from pipeline.config import Config
 from pipeline.core.chunk import ChunkCounts
+from pipeline.core.fingerprints import ReferenceSet
+from pipeline.core.monitors import MonitorRegistry
 from pipeline.detect import DetectorRunner
-from pipeline.effects import EffectRunner, Publisher
+from pipeline.effects import EffectRunner, OwnPreparer, Preparer, Publisher
 from pipeline.errors import ConfigError, Fenced, RetryableError
 from pipeline.incidents.book import BookConfig
 from pipeline.ingest import IngestLimits, Ingestor
 from pipeline.pagerduty_webhook import PagerDutyHook
+from pipeline.preparing import PreparerPool
 from pipeline.process import release_memory
 from pipeline.respond import Responder
 from pipeline.retry import Backoff, persist
@@ -82,7 +87,11 @@ class WorkerState:
         # One thread enters ClickHouse: the embedded engine wants it so, and the
         # inserts of one worker follow one another anyway.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="clickhouse")
-        self.preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        preparers = count_preparers(config.ingest.preparers)
+        self._lanes = max(2, preparers + 1)
+        # Before the engine opens and its threads run.
+        self.pool = self._start_pool(preparers) if preparers else None
+        self.preparing = ThreadPoolExecutor(max(1, preparers), thread_name_prefix="prepare")
         self.offsets = OffsetLog(app)
         self._retried_s = -math.inf
         self.backoff = Backoff(
@@ -100,6 +109,10 @@ class WorkerState:
         self.publisher = publisher
         self.front = Front(config, time.time, extensions=self._extensions())
         self._build()
+
+    def _start_pool(self, preparers: int) -> PreparerPool:
+        partitions = self.config.kafka.topics.signals_partitions
+        return PreparerPool(preparers, build_setup(self.config, partitions))
 
     def _extensions(self) -> list[Extension]:
         extensions: list[Extension] = []
@@ -128,18 +141,14 @@ class WorkerState:
         config, partitions = self.config, self.config.kafka.topics.signals_partitions
         requests = RequestStore(self.store)
         incidents = IncidentStore(self.store)
-        self.reader = Reader(config, self.store)
         self.effects = EffectRunner(
-            build_step_config(config, partitions),
-            build_pricer(config),
-            build_registry(config, requests),
+            self._build_preparer(build_registry(config, requests)),
             requests,
             self.publisher,
             self.preparing,
             self.executor,
             config.ingest.dedup_window,
             self._count,
-            self.reader.reading,
         )
         self.ingestor = Ingestor(
             IngestLimits(
@@ -181,6 +190,20 @@ class WorkerState:
     async def _prove(self) -> None:
         await self.responding.prove()
 
+    def _build_preparer(self, registry: MonitorRegistry) -> Preparer:
+        config = self.config
+        if self.pool is None:
+            reader = Reader(config, self.store)
+            self.keeper = reader.keeper
+            step = build_step_config(config, config.kafka.topics.signals_partitions)
+            return OwnPreparer(step, build_pricer(config), registry, reader.reading)
+        self.keeper = build_keeper(config, self.store, self.pool.embedding)
+        self.pool.serve(registry, self._references)
+        return self.pool
+
+    def _references(self) -> ReferenceSet | None:
+        return self.keeper.references if self.keeper else None
+
     def _count(self, source: Source, counts: ChunkCounts) -> None:
         key = (source.topic, source.partition)
         self.books[key] = self.books.get(key, ChunkCounts()).plus(counts)
@@ -203,7 +226,7 @@ class WorkerState:
 
     async def work(self) -> None:
         """See chunks of events through, for ever."""
-        await self.ingestor.run()
+        await self.ingestor.run(self._lanes)
 
     async def tick(self) -> None:
         """Take the incidents over or hand them over, as assigned; resolve what is due."""
@@ -211,7 +234,7 @@ class WorkerState:
 
     async def keep_references(self) -> None:
         """Read the references again, and fit those that are due if that is ours to do."""
-        keeper, loop = self.reader.keeper, asyncio.get_running_loop()
+        keeper, loop = self.keeper, asyncio.get_running_loop()
         if keeper is None:
             return
         try:
@@ -326,8 +349,18 @@ class WorkerState:
     def close(self) -> None:
         """Let go of ClickHouse, when nothing runs any more."""
         self.preparing.shutdown(wait=True)
+        if self.pool is not None:
+            self.pool.close()
         self.executor.shutdown(wait=True)
         self.store.close()
+
+
+def count_preparers(wanted: int | Literal["auto"]) -> int:
+    """Return how many processes are to prepare chunks; on a single core they would only cost."""
+    if wanted != "auto":
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 1 if (cores or 1) > 1 else 0
 
 
 def _now_ms() -> int:

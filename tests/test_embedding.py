@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.build import build_embedding
-from pipeline.config import Config, EncoderSettings
+from pipeline.config import EncoderSettings
+from pipeline.embedding import build_embedding
 from pipeline.encoders.base import select_share
 from pipeline.encoders.embedding import CarriedVectors, EncodedTexts
 from schemas.event import Event
@@ -132,7 +132,7 @@ def test_any_number_that_json_has_makes_a_unit_vector(vector: list[float]) -> No
 
 def test_the_configuration_says_where_vectors_come_from() -> None:
     def build(**settings: Any) -> Any:
-        return build_embedding(Config(encoder=EncoderSettings(**settings)))
+        return build_embedding(EncoderSettings(**settings))
 
     assert build(kind="none") is None
     carried = build(kind="carried", model="ours", dimensions=2)
@@ -145,7 +145,7 @@ def test_the_configuration_says_where_vectors_come_from() -> None:
 
 
 def test_the_built_in_encoder_tells_prompts_from_answers() -> None:
-    embedding = build_embedding(Config())
+    embedding = build_embedding(EncoderSettings())
     assert embedding is not None
     texts = {
         "prompt_text": "Where is my invoice?",

@@ -1,7 +1,8 @@
-"""What the process gives back."""
+"""What a process of ours is set up with, and what it gives back."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,3 +25,21 @@ def test_what_is_free_between_kept_blocks_is_given_back() -> None:
     release_memory()
     assert before - resident_bytes() > 30_000_000
     assert all(each.all() for each in kept)
+
+
+PANDAS = """
+import sys
+import pipeline.preparer, pipeline.app
+assert "pandas" not in sys.modules, "on import"
+from pipeline.process import settle_process
+settle_process()
+import pyarrow as pa
+assert pa.array(["a", None]).to_pylist() == ["a", None]
+assert "pandas" not in sys.modules, "for an array"
+import pandas
+assert len(pandas.Series([1, 2])) == 2
+"""
+
+
+def test_arrow_does_not_bring_pandas_and_others_still_can() -> None:
+    subprocess.run([sys.executable, "-c", PANDAS], check=True, timeout=120)

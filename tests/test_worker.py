@@ -76,6 +76,7 @@ def event(i: int, now_s: float, **changes: Any) -> bytes:
 
 
 def test_200_000_events_two_workers_one_killed(stack: Stack) -> None:
+    stack.extra["KIZASHI_INGEST__PREPARERS"] = "1"
     first, second = stack.worker(), stack.worker()
     now_s = time.time()
     produce(stack.kafka, (event(i, now_s) for i in range(EVENTS // 2)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
@@ -47,11 +47,24 @@ class MonitorRegistry:
         if len(admitted) < self._cap:
             admitted.add(monitor.values)
             return monitor
-        return Monitor(monitor.grouping, (OTHER,) * len(monitor.grouping))
+        return name_other(monitor.grouping)
+
+    def admit_all(self, grouping: Grouping, values: Sequence[tuple[str, ...]]) -> list[Monitor]:
+        """`admit` the grouping's monitor of each of these values in turn."""
+        return [self.admit(Monitor(grouping, each)) for each in values]
+
+    def values_of(self, grouping: Grouping) -> Set[tuple[str, ...]]:
+        """Return the values of the grouping's monitors that are watched."""
+        return self._admitted.get(grouping, frozenset())
 
     def count(self, grouping: Grouping) -> int:
         """Return how many monitors of the grouping are watched."""
         return len(self._admitted.get(grouping, ()))
+
+
+def name_other(grouping: Grouping) -> Monitor:
+    """Return the monitor under which those are counted for which there is no room."""
+    return Monitor(grouping, (OTHER,) * len(grouping))
 
 
 def split_events(
@@ -71,8 +84,8 @@ def _split_by(
     combined = combine_columns([dimensions[d] for d in grouping])
     index: dict[Monitor, int] = {}
     code_of = np.full(len(combined.values), -1, np.int64)
-    for i, values in enumerate(combined.values):
-        if any(values):
-            monitor = registry.admit(Monitor(grouping, values))
-            code_of[i] = index.setdefault(monitor, len(index))
+    some = [i for i, values in enumerate(combined.values) if any(values)]
+    admitted = registry.admit_all(grouping, [combined.values[i] for i in some])
+    for i, monitor in zip(some, admitted, strict=True):
+        code_of[i] = index.setdefault(monitor, len(index))
     return Split(grouping, list(index), code_of[combined.codes])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import compress
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,6 @@ from pipeline.core.chunk import (
     code_values,
     repeat_value,
 )
-from pipeline.core.dedup import SeenIds
 from pipeline.core.features import (
     TOKEN_FIELDS,
     Features,
@@ -109,8 +109,15 @@ class Admission(Struct, frozen=True):
         )
 
 
-def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds, wire: Wire = EVENTS) -> Admission:
-    """Decode a chunk and drop repeats; `seen` is advanced by what is accepted."""
+class Seen(Protocol):
+    """`pipeline.core.dedup.SeenIds`, or who stands for it."""
+
+    def add_all(self, event_ids: Sequence[str]) -> list[bool]:
+        """Remember each in turn; return which were new."""
+
+
+def admit(chunk: Chunk, limits: CodecLimits, seen: Seen, wire: Wire = EVENTS) -> Admission:
+    """Decode a chunk and drop repeats; `seen` is asked once, and advanced by what is accepted."""
     records, decoded, skipped = decode_records(chunk.records, wire, limits)
     letters, valid = [], []
     for record, result in zip(records, decoded, strict=True):
@@ -129,6 +136,11 @@ def admit(chunk: Chunk, limits: CodecLimits, seen: SeenIds, wire: Wire = EVENTS)
         duplicates=len(valid) - len(kept),
         skipped=skipped,
     )
+
+
+def admit_chunk(chunk: Chunk, config: StepConfig, seen: Seen) -> Admission:
+    """`admit` by what the chunk's topic is said to hold."""
+    return admit(chunk, config.limits, seen, config.wires.get(chunk.source.topic, EVENTS))
 
 
 def _number_letters(letters: Sequence[DeadLetter]) -> list[DeadLetter]:

@@ -134,7 +134,9 @@ def to_table(name: str, columns: Columns) -> pa.Table:
 
 
 def to_array(column: object, kind: pa.DataType) -> pa.Array:
-    """Return one column as an Arrow array of the given type."""
+    """Return one column as an Arrow array of the given type; what is one already stays as it is."""
+    if isinstance(column, pa.Array):
+        return column
     if isinstance(column, MoneyColumn):
         return _money(column)
     if isinstance(column, CodedColumn):

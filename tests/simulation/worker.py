@@ -15,7 +15,7 @@ from pipeline.core.chunk import ChunkEffects
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
 from pipeline.core.step import Admission, StepConfig
-from pipeline.effects import EffectRunner, PartitionEffects
+from pipeline.effects import EffectRunner, OwnPreparer
 from pipeline.incidents.book import BookConfig
 from pipeline.ingest import IngestLimits, Ingestor
 from pipeline.respond import Responder
@@ -51,7 +51,7 @@ def _pricer() -> Pricer:
 _effects: dict[object, ChunkEffects] = {}
 
 
-class RememberedEffects(PartitionEffects):
+class RememberingPreparer(OwnPreparer):
     """What a chunk brings about is a function of what was admitted: worked out once for all."""
 
     def _derive(self, admission: Admission) -> ChunkEffects:
@@ -86,22 +86,19 @@ class Worker:
     def _start_ingest(self) -> None:
         world = self.world
         effects = EffectRunner(
-            _step_config(),
-            _pricer(),
-            MonitorRegistry(cap=100),
+            RememberingPreparer(_step_config(), _pricer(), MonitorRegistry(cap=100), lambda: None),
             Requests(world, self.process),
             self.client,
             self.preparing,  # type: ignore[arg-type]
             self.clickhouse,  # type: ignore[arg-type]
             WINDOW,
             world.count,
-            lambda: None,
         )
         self.ingestor = world.protocol.ingestor(
             LIMITS,
             world.protocol.offsets(self.client),
             world.read_epoch,
-            lambda *_: RememberedEffects(effects),
+            effects.open_partition,
             self.backoff,
             self.process.time,
         )

@@ -130,6 +130,8 @@ class Stack:
             "KIZASHI_KAFKA__TOPICS__SIGNALS_PARTITIONS": str(kafka.topics.signals_partitions),
             "KIZASHI_CLICKHOUSE__MODE": "http",
             "KIZASHI_WEB__PORT": "0",
+            # A process more takes its time to come up.
+            "KIZASHI_INGEST__PREPARERS": "0",
             "KIZASHI_CLICKHOUSE__HOST": clickhouse.host,
             "KIZASHI_CLICKHOUSE__PORT": str(clickhouse.port),
             "KIZASHI_CLICKHOUSE__DATABASE": clickhouse.database,

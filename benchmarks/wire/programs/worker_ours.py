@@ -11,7 +11,8 @@ are in the detectors. `paced` runs for `seconds` beside a producer and reports
   that changes, a verdict of a new minute or an alarm, is in ClickHouse by then.
   A packet says when its first and last event were; those between are taken to
   be spread evenly, and every packet weighs as many events as it counts.
-* ``rss_mb``: resident memory, one sample a second.
+* ``rss_mb``: resident memory of the worker and its helpers, one sample a second. What they
+  share counts for each of them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import faust
 import numpy as np
 
-from benchmarks.wire.task import Meter, Task, answer, read_task
+from benchmarks.wire.task import Meter, Task, answer, helpers, read_task
 from pipeline.app import TopicPublisher, build_app, build_faust
 from pipeline.build import build_letter_policy
 from pipeline.config import Config, load_config
@@ -171,7 +172,8 @@ class MeasuredState(WorkerState):
 
 
 def _rss_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    processes = (Path("/proc/self"), *helpers())
+    pages = sum(int((each / "statm").read_text().split()[1]) for each in processes)
     return round(pages * _PAGE_MB, 1)
 
 

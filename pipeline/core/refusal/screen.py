@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -140,14 +141,22 @@ def _may_be_own(words: pa.StringArray) -> Bools:
 _CONTRARY = _any_of((*english.DENIALS, *english.OBJECTION_GATES))
 _CLASSES = tuple(objection.CLASSES)
 _WORDS = [(word, name) for name in _CLASSES for word in objection.CLASSES[name].split()]
-#: Every word of a class with the space behind it, and the number of its class.
-_VOCABULARY = pa.array([f"{word} " for word, _ in _WORDS])
+#: Of each, the number of its class.
 _CLASS = np.array([_CLASSES.index(name) for _, name in _WORDS])
 _DROPPED = np.isin(np.arange(256), [ord(c) for c in ",.;!"])
 #: What adds to the odds by being said; each is looked for only where it would tip them.
 _PHRASES = {phrase: objection.WEIGHTS[phrase] for phrase in ("if you", "i must")}
 #: Sums of the weights are a few rounding errors apart, by the order of adding.
 _LEAST = objection.OBJECTS_FROM - 1e-6
+
+
+@cache
+def _vocabulary() -> pa.StringArray:
+    """Every word of a class with the space behind it.
+
+    Not at import: for its first array Arrow asks for pandas, which `pipeline.process` keeps out.
+    """
+    return pa.array([f"{word} " for word, _ in _WORDS])
 
 
 def _may_object(words: pa.StringArray, lengths: Ints) -> Bools:
@@ -223,7 +232,7 @@ def _find_classes(words: pa.StringArray) -> tuple[Ints, Ints, Bools]:
     spaces = np.flatnonzero(text == ord(" ")).astype(np.int32)
     buffers = [None, pa.py_buffer(spaces + np.int32(1)), pa.py_buffer(text)]
     tokens = pa.Array.from_buffers(pa.string(), max(len(spaces) - 1, 0), buffers)
-    found = pc.index_in(tokens, value_set=_VOCABULARY)
+    found = pc.index_in(tokens, value_set=_vocabulary())
     at = np.flatnonzero(found.is_valid())
     row = np.searchsorted(bounds, spaces[at], "right") - 1
     written = np.concatenate([[0], np.cumsum(np.diff(spaces) > 1)])
