@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from detectors.bank_verdicts import VerdictTable
 from pipeline.core.chunk import ChunkEffects, Columns
-from pipeline.errors import RowsRefused
+from pipeline.errors import RowsRefused, SinkUnavailable
 from pipeline.incidents.explain import Investigation
 from pipeline.sinks.arrow import to_table
 from pipeline.sinks.notifier import is_finished
@@ -176,6 +176,9 @@ class Incidents:
             if known is None or incident.version >= known.version:
                 stored[incident.incident_id] = incident
 
+        if self._process.woke_s > self._process.proven_s:
+            # As with a page: it slept from the proof that the alarms were its own until now.
+            raise SinkUnavailable("timed out")
         self._write(f"save {incident.incident_id} v{incident.version}", apply)
 
     def load_recent(self) -> list[Incident]:

@@ -12,7 +12,10 @@ from pipeline.errors import RetryableError
 from pipeline.ingest import Ingestor
 from pipeline.sinks.notifier import MemoryOutbox, Outbox
 from pipeline.sinks.outbox import ClickHouseOutbox
+from schemas.signal import Source
 from tests.simulation.broker import Client
+from tests.simulation.clickhouse import Requests
+from tests.simulation.events import POISON
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,13 @@ def _stored_outbox(incidents: Any, thread: Any) -> Outbox:
     return ClickHouseOutbox(incidents, thread)
 
 
+class ForgetfulRequests(Requests):
+    """Reads back what is stored, and not what no table took."""
+
+    def read_recent_ids(self, source: Source, limit: int) -> list[str]:
+        return [each for each in super().read_recent_ids(source, limit) if POISON not in each]
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What is under test; as it stands, the real one."""
@@ -32,6 +42,7 @@ class Protocol:
     ingestor: Callable[..., Any] = Ingestor
     offsets: Callable[[Client], Any] = _as_it_is
     window: int = 10_000
+    requests: type[Requests] = Requests
     runner: type[DetectorRunner] = DetectorRunner
     outbox: Callable[[Any, Any], Outbox] = _stored_outbox
     #: Whether a worker asks the broker if the alarms are its own before it acts on them.
@@ -86,6 +97,7 @@ class EagerRunner(DetectorRunner):
 CONTROLS: dict[str, tuple[tuple[str, ...], Protocol]] = {
     "Faust's take()": (("ingest",), Protocol(ingestor=TakeIngestor)),
     "no deduplication window": (("ingest",), Protocol(window=0)),
+    "refused events are new again": (("ingest",), Protocol(requests=ForgetfulRequests)),
     "no declaration": (("ingest",), Protocol(offsets=Undeclared)),
     "commit before the work": (("ingest",), Protocol(offsets=CommitsFirst)),
     "commit past the snapshot": (("detect",), Protocol(runner=EagerRunner)),

@@ -48,8 +48,8 @@ class Pager:
         what = f"tell {action} {key} {notification.sequence}"
         async with self._world.calling(self._process, "pagerduty", what, DeliveryDeferred):
             if self._process.woke_s > self._process.proven_s:
-                # It slept from the proof that the alarms were its own until now. For that one
-                # instant nobody can vouch, and it is left out: the page got lost on the way.
+                # It slept from the proof that the alarms were its own until now. That one instant
+                # is left out (docs/reliability.md says what it can do): the page got lost.
                 raise DeliveryDeferred("timed out")
             self._world.pagerduty.take(key, action)
             self._world.check_pages()

@@ -22,7 +22,7 @@ from pipeline.respond import Responder
 from pipeline.retry import Backoff
 from pipeline.sinks.notifier import Notifier
 from tests.simulation.broker import ALARMS, EVENTS, SIGNALS, Client
-from tests.simulation.clickhouse import Detections, Incidents, Requests
+from tests.simulation.clickhouse import Detections, Incidents
 from tests.simulation.events import GROUPINGS, WINDOW
 from tests.simulation.pagerduty import Pager
 from tests.simulation.process import Process, Thread
@@ -87,7 +87,7 @@ class Worker:
         world = self.world
         effects = EffectRunner(
             RememberingPreparer(_step_config(), _pricer(), MonitorRegistry(cap=100), lambda: None),
-            Requests(world, self.process),
+            world.protocol.requests(world, self.process),
             self.client,
             self.preparing,  # type: ignore[arg-type]
             self.clickhouse,  # type: ignore[arg-type]
