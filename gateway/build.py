@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from gateway.anthropic_api import AnthropicDialect
 from gateway.context import TrimmedHistory, load_counts
+from gateway.guardrails import InputRules, OutputRules
 from gateway.keys import read_keys, read_secret
 from gateway.limiting import KeyLimits
 from gateway.metrics import Metrics
@@ -28,7 +29,13 @@ def build_stages(config: Config) -> Stages:
     """
     models = config.gateway.models
     trims = any(model.context_tokens is not None for model in models)
-    return Stages(context=TrimmedHistory(load_counts(models)) if trims else None)
+    guards = config.gateway.guardrails
+    guards_input = guards.input or guards.input_characters is not None
+    return Stages(
+        input_guards=(InputRules(guards),) if guards_input else (),
+        output_guard=OutputRules(guards.output) if guards.output else None,
+        context=TrimmedHistory(load_counts(models)) if trims else None,
+    )
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
 
 from pipeline.section import Section
+from schemas.sensitive import Kind
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s\x00-\x1f]+$")]
 Label = Annotated[str, Field(max_length=128)]
@@ -134,6 +135,28 @@ class EventSettings(Section):
     text_characters: Annotated[int, Field(ge=0, le=100_000)] = 20_000
 
 
+GuardMode = Literal["observe", "redact", "block"]
+#: These end where a label's sentence does, or need what follows: no stream can wait for it.
+NOT_IN_ANSWERS = frozenset({Kind.PASSWORD, Kind.NAME, Kind.JP_POSTAL_CODE})
+
+
+class GuardrailSettings(Section):
+    """What may go in and come out. Empty: nothing is looked at."""
+
+    #: Of all that users and tools say in a request.
+    input_characters: Annotated[int, Field(ge=1)] | None = None
+    length: Literal["observe", "block"] = "block"
+    #: Kinds of personal data and secrets, and what is done about each.
+    input: dict[Kind, GuardMode] = Field(default_factory=dict)
+    output: dict[Kind, GuardMode] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_output(self) -> GuardrailSettings:
+        if cannot := NOT_IN_ANSWERS.intersection(self.output):
+            raise ValueError(f"output: {min(cannot)} is not looked for in answers")
+        return self
+
+
 class GatewaySettings(Section):
     """The OpenAI-compatible gateway, `kizashi gateway`."""
 
@@ -145,6 +168,7 @@ class GatewaySettings(Section):
     #: Without any, whoever reaches the gateway may use it: on loopback alone.
     keys: Annotated[tuple[KeySettings, ...], Field(max_length=10_000)] = ()
     limits: LimitSettings = LimitSettings()
+    guardrails: GuardrailSettings = GuardrailSettings()
     events: EventSettings = EventSettings()
     body_bytes: Annotated[int, Field(ge=1_024)] = 16 * 1024 * 1024
     #: Requests that are served at once; what comes on top is told to come back.

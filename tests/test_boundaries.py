@@ -64,6 +64,7 @@ CORE = ("detectors", "pipeline.core", "pipeline.incidents")
 SHARED = (
     *CONTRACTS,
     "pipeline.core.pricing",
+    "pipeline.core.redaction",
     "pipeline.encoders",
     "pipeline.gateway_settings",
     "pipeline.prices",
@@ -119,7 +120,7 @@ RULES = (
     Rule("pipeline.section", ours=(), libraries=("pydantic",), forbidden=PURE),
     Rule(
         "pipeline.gateway_settings",
-        ours=("pipeline.section",),
+        ours=("pipeline.section", "schemas.sensitive"),
         libraries=("pydantic",),
         forbidden=PURE,
     ),
@@ -173,6 +174,12 @@ RULES = (
             "sse",
             "stages",
         )
+    ),
+    Rule(
+        "gateway.guardrails",
+        ours=("gateway", *SHARED),
+        libraries=("msgspec", "re2"),
+        forbidden=PURE,
     ),
     # A tokenizer's file is read when the gateway is built.
     Rule("gateway.context", ours=("gateway", *SHARED), libraries=("msgspec", "tokenizers")),
