@@ -408,7 +408,9 @@ def test_a_rival_is_pinned_by_hash_and_its_lock_names_no_origin(name: str) -> No
     assert "://" not in lock
     assert entries(lock)
     assert faults(lock) == []
-    wanted = (LOCKS / f"{name}.in").read_text(encoding="utf-8").splitlines()
+    lines = (LOCKS / f"{name}.in").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if not line.startswith("#")]
+    assert wanted
     pinned = {re.split(r"[=\[]", entry)[0] for entry in entries(lock)}
     assert {re.split(r"[\[<>=]", line)[0] for line in wanted} <= pinned
 
