@@ -191,7 +191,7 @@ class IngestSettings(Section):
     #: reasons tell: for gateways that send the one, it is the dearest step spared.
     judge_texts: bool = True
     #: Processes that prepare chunks beside the worker, 0: one of its threads does. `auto` is one
-    #: where there are two cores, and none on a single core.
+    #: where texts are read and there are two cores; else there is too little to prepare.
     preparers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
 
     @field_validator("groupings", mode="before")

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from pipeline.agents import AlarmPublisher, DetectAgent, RespondAgent
 from pipeline.build import (
@@ -87,7 +87,7 @@ class WorkerState:
         # One thread enters ClickHouse: the embedded engine wants it so, and the
         # inserts of one worker follow one another anyway.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="clickhouse")
-        preparers = count_preparers(config.ingest.preparers)
+        preparers = count_preparers(config)
         self._lanes = max(2, preparers + 1)
         # Before the engine opens and its threads run.
         self.pool = self._start_pool(preparers) if preparers else None
@@ -355,12 +355,17 @@ class WorkerState:
         self.store.close()
 
 
-def count_preparers(wanted: int | Literal["auto"]) -> int:
-    """Return how many processes are to prepare chunks; on a single core they would only cost."""
+def count_preparers(config: Config) -> int:
+    """Return how many processes are to prepare chunks.
+
+    On a single core they would only cost; and without texts a chunk's crossing is dearer
+    than what it spares the worker.
+    """
+    wanted = config.ingest.preparers
     if wanted != "auto":
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 1 if (cores or 1) > 1 else 0
+    return int((cores or 1) > 1 and config.encoder.kind != "none")
 
 
 def _now_ms() -> int:
