@@ -283,6 +283,8 @@ def test_every_column_comes_back(shared: Store, requests: RequestStore, topic: s
         "fallback_from": "gpt-4o-mini",
         "attempts": 2,
         "guardrail": "pii",
+        "canary": "",
+        "canary_passed": None,
         "input_tokens": 1_001,
         "output_tokens": 8,
         "cache_read_tokens": 1,
@@ -324,6 +326,7 @@ def test_what_is_missing_is_null_or_empty(
         "off_prompt",
         "novel_prompt",
         "output_chars",
+        "canary_passed",
     }
     assert (row["finish_reasons"], row["attributes"], row["route"]) == ([], {}, "")
 
