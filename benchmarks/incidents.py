@@ -594,6 +594,11 @@ class Engine:
     def investigate(self, alarm: Alarm, now_ms: int) -> Investigation:
         return self._incidents.investigate(alarm, now_ms)
 
+    def compare(
+        self, lead: Alarm, labels: Mapping[str, str], alarms: Sequence[Alarm], now_ms: int
+    ) -> dict[str, Investigation]:
+        return self._incidents.compare(lead, labels, alarms, now_ms)
+
     def close(self) -> None:
         self._store.close()
 

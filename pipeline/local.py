@@ -190,6 +190,5 @@ class LocalPipeline:
         return [entry.incident for entry in self._note(entries)]
 
     def _note(self, entries: list[Entry]) -> list[Entry]:
-        for entry in entries:
-            self._incidents.save(entry.incident)
+        self._incidents.save(*(entry.incident for entry in entries))
         return entries

@@ -3,18 +3,21 @@
 Delivery guarantee: at least once per alarm and command, and idempotent: one that comes
 again changes nothing. What is to be told is stored before the incident, and the
 incident before the alarm or command is acknowledged; a destination that fails is the
-notifier's business and holds up nothing here.
+notifier's business and holds up nothing here. Alarms that come together are stored and told
+together, an incident as it then stands: what came in between is nobody's loss.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol, TypeVar
 
-from pipeline.incidents.book import BookConfig, Entry, IncidentBook
+from pipeline.incidents.book import BookConfig, Entry, IncidentBook, coalesce
+from pipeline.incidents.intake import Intake
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import Prove
 from schemas.alarm import Alarm
@@ -24,13 +27,18 @@ from schemas.silence import Silence
 
 T = TypeVar("T")
 
+#: Nobody waits for longer than this to hear of an incident because others come with it.
+TOGETHER_S = 1.0
+#: So many alarms at most are compared with each other.
+CROWD_MAX = 500
+
 
 class Notifying(Protocol):
     """`pipeline.sinks.notifier.Notifier`, or a fake."""
 
     async def start(self) -> None: ...
 
-    async def notify(self, incident: Incident, action: Action) -> None: ...
+    async def notify_all(self, changes: Sequence[tuple[Incident, Action]]) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -102,8 +110,11 @@ class Responder:
             await self._take_over()
             if now_ms is not None:
                 changed += await self._observe(now_ms)
-            for each in news:
-                changed += await self._note(partial(self._handle, each))
+            for piece in _cut(news):
+                if isinstance(piece, Command):
+                    changed += await self._note(partial(_carry_out, piece))
+                else:
+                    changed += await self._take_in(piece)
         return changed
 
     async def tick(self, now_ms: int) -> list[Incident]:
@@ -125,27 +136,63 @@ class Responder:
     def _review(self, now_ms: int, book: IncidentBook) -> list[Entry]:
         return book.review(now_ms, self._incidents.investigate, self._incidents.find_examples)
 
-    def _handle(self, news: Alarm | Command, book: IncidentBook) -> list[Entry]:
-        if isinstance(news, Command):
-            return book.carry_out(news)
-        return book.handle(news, self._incidents.investigate, self._incidents.find_examples)
+    async def _take_in(self, alarms: Sequence[Alarm]) -> list[Incident]:
+        """Take in alarms, step by step: chunks of events are stored in between."""
+        changed: list[Incident] = []
+        now_s = asyncio.get_running_loop().time
+        async with self._changing() as book:
+            intake = Intake(book, alarms)
+            while not intake.done:
+                entries: list[Entry] = []
+                due_s = now_s() + TOGETHER_S
+                while not intake.done and (not entries or now_s() < due_s):
+                    entries += await self._run(partial(intake.step, self._incidents))
+                changed += await self._store(entries)
+        return changed
 
     async def _note(self, change: Callable[[IncidentBook], list[Entry]]) -> list[Incident]:
+        async with self._changing() as book:
+            return await self._store(await self._run(lambda: change(book)))
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[IncidentBook]:
+        """Give the book; after an error it is ahead of what is stored, and has to be read again."""
         assert self._book is not None  # noqa: S101 — take_over has been called
-        assert self._notifier is not None  # noqa: S101
-        book = self._book
         try:
-            entries = await self._run(lambda: change(book))
-            if entries and self._prove is not None:
-                await self._prove()
-            for entry in entries:
-                await self._notifier.notify(entry.incident, entry.action)
-                await self._run(partial(self._incidents.save, entry.incident))
+            yield self._book
         except BaseException:
-            # The book is ahead of what is stored: read it again before the next try.
             await self._hand_over()
             raise
-        return [entry.incident for entry in entries]
+
+    async def _store(self, entries: Sequence[Entry]) -> list[Incident]:
+        """Put what is to be told into the outbox, then store the incidents."""
+        changes = coalesce(entries)
+        if not changes:
+            return []
+        assert self._notifier is not None  # noqa: S101 — it comes with the book
+        if self._prove is not None:
+            await self._prove()
+        await self._notifier.notify_all(changes)
+        incidents = [change.incident for change in changes]
+        await self._run(partial(self._incidents.save, *incidents))
+        return incidents
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+
+def _carry_out(command: Command, book: IncidentBook) -> list[Entry]:
+    return book.carry_out(command)
+
+
+def _cut(news: Sequence[Alarm | Command]) -> list[Command | list[Alarm]]:
+    """In order: each command by itself, and alarms together, as far as they may be."""
+    pieces: list[Command | list[Alarm]] = []
+    for each in news:
+        if isinstance(each, Command):
+            pieces.append(each)
+        elif pieces and isinstance(last := pieces[-1], list) and len(last) < CROWD_MAX:
+            last.append(each)
+        else:
+            pieces.append([each])
+    return pieces

@@ -199,6 +199,31 @@ class Notification(Struct, frozen=True, kw_only=True):
     failure: str = ""
 
 
+class Told(Struct, frozen=True, kw_only=True):
+    """A notification without what it says: that is the whole incident, each time again."""
+
+    incident_id: str
+    destination: str
+    sequence: int
+    action: Action
+    severity: Severity
+    sent_ms: int | None = None
+    failure: str = ""
+
+
+def told_by(notification: Notification) -> Told:
+    """Return what there is to remember of a notification."""
+    return Told(
+        incident_id=notification.incident_id,
+        destination=notification.destination,
+        sequence=notification.sequence,
+        action=notification.action,
+        severity=notification.incident.severity,
+        sent_ms=notification.sent_ms,
+        failure=notification.failure,
+    )
+
+
 _incident_decoder = msgspec.json.Decoder(Incident)
 _notification_decoder = msgspec.json.Decoder(Notification)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from msgspec import structs
 
-from pipeline.incidents.book import Entry, IncidentBook
+from pipeline.incidents.book import Entry, IncidentBook, coalesce
 from schemas.alarm import Alarm, Direction, Rate
 from schemas.incident import (
     Action,
@@ -19,7 +19,7 @@ from schemas.incident import (
 )
 from schemas.signal import Family, Signal
 from tests.support.alarms import CHANGE_MS, Traffic, clear, make_alarm, observe
-from tests.support.desk import ERRORS, Desk, desk_with, the, the_open, world_of
+from tests.support.desk import ERRORS, NOBODY, Desk, desk_with, the, the_open, world_of
 
 # --- One cause ---------------------------------------------------------------------------------
 
@@ -345,3 +345,69 @@ def test_examples_are_those_of_the_cause() -> None:
     opened = the(desk.book.handle(alarm, desk._investigate, find)).incident
     assert opened.example_event_ids == (alarm.alarm_id, "b")
     assert structs.replace(opened, example_event_ids=()) != opened
+
+
+def absorbed(**config: int) -> tuple[Desk, list[Alarm]]:
+    """Two incidents that turn out to have one cause: the one is made a part of the other."""
+    desk = desk_with(world_of(({"provider": "b", "region": "eu"}, 0.4), now=20), **config)
+    one = the(desk.see(1, {"provider": "b", "region": "eu"})).incident
+    desk.worlds[Family.REFUSAL] = world_of(({"provider": "b", "region": "us"}, 0.4), now=20)
+    two = the(desk.see(2, {"provider": "b", "region": "us"})).incident
+    assert one.incident_id != two.incident_id
+    desk.worlds[Family.REFUSAL] = world_of(({"provider": "b"}, 0.4))
+    desk.see(3, {"provider": "b"})
+    whole = the_open(desk)
+    assert whole.cause.labels == {"provider": "b"}
+    return desk, [*one.alarms, *two.alarms, *whole.alarms]
+
+
+def test_what_has_been_absorbed_ends_with_its_whole() -> None:
+    """The end of a part's alarm is the whole's: in the part, nobody would wait for it."""
+    desk, alarms = absorbed()
+    assert len(the_open(desk).alarms) == 3
+    # A book from what is stored goes on in the same way.
+    stored = [decode_incident(encode_incident(i)) for i in desk.book._incidents.values()]
+    for book in (desk.book, IncidentBook(desk.config, stored)):
+        desk.book = book
+        for number, alarm in enumerate(alarms):
+            desk.handle(clear(alarm, CHANGE_MS + 100_000 + number))
+        assert len(the_open(desk).cleared) == 3
+        assert [e.action for e in book.tick(CHANGE_MS + 3_600_000)] == [Action.RESOLVE]
+
+
+def test_an_end_for_which_the_whole_had_no_room_does_not_keep_it_open() -> None:
+    desk, alarms = absorbed(alarms=2)
+    assert len(the_open(desk).alarms) == 2
+    for number, alarm in enumerate(alarms):
+        desk.handle(clear(alarm, CHANGE_MS + 100_000 + number))
+    assert len(the_open(desk).cleared) == 2
+    assert [e.action for e in desk.book.tick(CHANGE_MS + 3_600_000)] == [Action.RESOLVE]
+
+
+def test_of_several_changes_the_last_stands_with_the_most_that_was_done() -> None:
+    desk = desk_with(world_of(({"provider": "b"}, 0.4)))
+    opened = the(desk.see(1, {"route": "chat"}))
+    changed = the(desk.see(2, {"tenant": "t1"}))
+    (entry,) = coalesce([opened, changed])
+    assert entry == (changed.incident, Action.TRIGGER)
+    assert coalesce([]) == []
+    desk.handle(clear(opened.incident.alarms[0], CHANGE_MS + 100_000))
+    cleared = the(desk.handle(clear(changed.incident.alarms[1], CHANGE_MS + 100_000)))
+    over = the(desk.book.tick(CHANGE_MS + 3_600_000))
+    assert coalesce([cleared, over]) == [over]
+
+
+def test_only_so_many_are_looked_at_again_at_a_time() -> None:
+    desk = desk_with(world_of(({"provider": "b"}, 0.4)), reviews=2, overlap_ms=0)
+    for number in range(1, 6):
+        at = CHANGE_MS + number * 10_000_000
+        alarm = make_alarm(number, {"route": "chat"}, change_time_ms=at, time_ms=at)
+        desk.handle(alarm)
+    assert len(desk.book.open) == 5
+    now_ms = CHANGE_MS + 100_000_000
+    looked = [
+        [e.incident.incident_id for e in desk.book.review(now_ms, desk._investigate, NOBODY)]
+        for _ in range(4)
+    ]
+    assert [len(each) for each in looked] == [2, 2, 1, 0]
+    assert len({one for each in looked for one in each}) == 5

@@ -32,6 +32,7 @@ from schemas.incident import (
     Symptom,
     decode_incident,
     encode_incident,
+    told_by,
 )
 from schemas.signal import Family, Signal
 from tests.support.alarms import CHANGE_MS, Traffic, clear, make_alarm, observe
@@ -276,7 +277,8 @@ class Pager:
 
     def hear(self, entries: list[Entry]) -> None:
         for entry in entries:
-            history = [n for n in self.told if n.incident_id == entry.incident.incident_id]
+            its = entry.incident.incident_id
+            history = [told_by(n) for n in self.told if n.incident_id == its]
             if told := route(history, entry.incident, entry.action, self):
                 self.told.append(told)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from benchmarks.incidents import (
     SETTLED_MS,
@@ -15,11 +16,13 @@ from benchmarks.incidents import (
     count_slices,
     draw_incident,
     judge,
+    monitors_of,
     raise_alarm,
     summarise,
 )
 from pipeline.incidents.diagnosis import diagnose
 from schemas.alarm import Alarm
+from schemas.monitor import OTHER
 from schemas.signal import Signal
 
 SEED = 5
@@ -76,6 +79,39 @@ def test_the_sql_counts_what_a_plain_count_does(engine: Engine, signal: Signal) 
         assert {s.labels: (s.before.total, s.after_inside.total) for s in found.slices} == totals
     assert {e for e in found.errors if e.after.count} == {e for e in plain.errors if e.after.count}
     assert found.as_alarmed == plain.as_alarmed
+
+
+@pytest.mark.parametrize(
+    "signal", [Signal.ERROR, Signal.REFUSAL, Signal.SLOW_OUTPUT, Signal.FINGERPRINT]
+)
+def test_a_crowd_is_counted_as_each_of_it_alone(engine: Engine, signal: Signal) -> None:
+    drawn = (draw_incident(number, SEED) for number in itertools.count())
+    seen = ((i, raise_alarm(i, SEED)) for i in drawn if i.signal is signal)
+    incident, lead = next((i, a) for i, a in seen if a is not None)
+    engine.load(incident)
+    until_ms = lead.time_ms + SETTLED_MS
+    cause = diagnose(lead, engine.investigate(lead, until_ms)).cause
+    assert cause.labels
+    crowd = [
+        structs.replace(lead, alarm_id=f"a{i}", monitor=dict(monitor))
+        for i, monitor in enumerate(list(monitors_of(incident))[:40])
+    ]
+    others = structs.replace(lead, alarm_id="others", monitor={"tenant": OTHER})
+    found = engine.compare(lead, cause.labels, [*crowd, others], until_ms)
+    assert set(found) == {alarm.alarm_id for alarm in crowd}
+    for alarm in crowd[:: len(crowd) // 8]:
+        alone = engine.investigate(alarm, until_ms)
+        (part,) = (s for s in found[alarm.alarm_id].slices if s.labels)
+        (same,) = (s for s in alone.slices if dict(s.labels) == cause.labels)
+        # Held against everything.
+        everything = engine.compare(lead, {}, [alarm], until_ms)[alarm.alarm_id]
+        counted = (*part[3:], *found[alarm.alarm_id].whole[3:], *everything.whole[1:])
+        singly = (*same[3:], *alone.whole[3:], *alone.whole[1:])
+        if signal is Signal.FINGERPRINT:
+            # What is odd is the lead's; an alarm alone has its own monitor's.
+            assert [rate.total for rate in counted] == [rate.total for rate in singly]
+        else:
+            assert counted == singly
 
 
 def test_the_figures_count_what_was_missed() -> None:

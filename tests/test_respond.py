@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -54,11 +54,11 @@ class FakeIncidents:
     def find_examples(self, alarm: Alarm, cause: Cause) -> tuple[str, ...]:
         return ("event-1",)
 
-    def save(self, incident: Incident) -> None:
+    def save(self, *incidents: Incident) -> None:
         if self.failures:
             self.failures -= 1
             raise SinkUnavailable("away")
-        self.stored[incident.incident_id] = incident
+        self.stored |= {incident.incident_id: incident for incident in incidents}
 
 
 class FakeNotifier:
@@ -71,9 +71,10 @@ class FakeNotifier:
     async def start(self) -> None:
         self.running = True
 
-    async def notify(self, incident: Incident, action: Action) -> None:
+    async def notify_all(self, changes: Sequence[tuple[Incident, Action]]) -> None:
         assert self.running
-        self.told.setdefault((incident.incident_id, incident.version), action)
+        for incident, action in changes:
+            self.told.setdefault((incident.incident_id, incident.version), action)
 
     async def close(self) -> None:
         self.running = False

@@ -33,7 +33,7 @@ from pipeline.sinks.times import to_datetime, to_rfc3339
 from schemas.alarm import State, Transition, decode_alarm, encode_alarm
 from schemas.clickhouse import read_migrations
 from schemas.codec import CodecLimits
-from schemas.incident import Action, Notification, Severity, Status
+from schemas.incident import Action, Notification, Severity, Status, told_by
 from schemas.monitor import DEFAULT_GROUPINGS, DIMENSIONS, OTHER, Dimension, Monitor
 from schemas.rejection import Reason
 from schemas.signal import Family, Signal, Source
@@ -904,7 +904,7 @@ def test_a_notification_stays_as_it_ended(migrated: Store) -> None:
     for late in (pending, tried):
         incidents.save_notifications([late])
     assert incidents.load_pending() == []
-    assert incidents.load_notifications(pending.incident_id) == [sent]
+    assert incidents.load_told(pending.incident_id) == [told_by(sent)]
 
 
 def test_a_refused_notification_is_not_pending(migrated: Store) -> None:
@@ -913,7 +913,7 @@ def test_a_refused_notification_is_not_pending(migrated: Store) -> None:
     incidents.save_notifications([make_notification(), refused])
     incidents.save_notifications([])
     assert incidents.load_pending() == []
-    assert incidents.load_notifications("inc-1") == [refused]
+    assert incidents.load_told("inc-1") == [told_by(refused)]
 
 
 def test_what_stands_open_somewhere_is_what_was_last_sent_there(migrated: Store) -> None:

@@ -2,7 +2,8 @@
 
 Delivery guarantee: none of its own, and none needed. An alarm that comes again
 changes nothing, and a book restored from the stored incidents goes on where the
-last stored change left it. Alarms beyond an incident's cap change nothing at all.
+last stored change left it. Alarms beyond an incident's cap change nothing at all, and so many
+incidents are looked at again at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pipeline.incidents.diagnosis import Diagnosis, diagnose
 from pipeline.incidents.explain import EXPLAINING_SHARE, Investigation
 from pipeline.incidents.lifecycle import carry_out
 from pipeline.incidents.silencing import find_silence
+from pipeline.incidents.wording import rate_severity
 from schemas.alarm import Alarm, Transition
 from schemas.command import Command
 from schemas.incident import Action, Cause, Incident, Severity, Status
@@ -27,6 +29,8 @@ Investigate = Callable[[Alarm, int], Investigation]
 FindExamples = Callable[[Alarm, Cause], tuple[str, ...]]
 
 _RANK = (Severity.INFO, Severity.WARNING, Severity.ERROR, Severity.CRITICAL)
+#: Of several changes of one incident, what is said of all together.
+_WEIGHT = (Action.UPDATE, Action.TRIGGER, Action.ACKNOWLEDGE, Action.RESOLVE)
 #: An open incident explains an alarm when it carries at least half of its excess.
 MERGING_SHARE = 0.5
 
@@ -38,6 +42,10 @@ class BookConfig(Struct, frozen=True):
     hold_ms: int = 120_000
     #: So long after it was opened, an incident is explained anew from what is stored by then.
     review_ms: tuple[int, ...] = (30_000, 120_000)
+    #: So many at a time, those first that have waited longest: each is a look at an hour's traffic.
+    reviews: int = 8
+    #: An alarm is held against so many open incidents, those first that have the same cause.
+    compared: int = 8
     #: Resolved incidents are remembered, so that an alarm that comes again is recognised.
     remembered: int = 1_000
     #: At most this many alarms are kept in one incident.
@@ -57,8 +65,11 @@ class IncidentBook:
     def __init__(self, config: BookConfig, incidents: Iterable[Incident] = ()) -> None:
         self._config = config
         self._incidents: dict[str, Incident] = {}
+        #: Alarm → the incident that it is a part of.
+        self._homes: dict[str, str] = {}
         for incident in sorted(incidents, key=lambda i: (i.opened_ms, i.incident_id)):
             self._incidents[incident.incident_id] = incident
+            self._note_home(incident)
         # Until they are known, an incident stays as silent as it was.
         self._silences: tuple[Silence, ...] | None = None
 
@@ -72,7 +83,7 @@ class IncidentBook:
         """Take in an alarm: open an incident, add to one, or note that an alarm has cleared."""
         if alarm.transition is Transition.CLEARED:
             return self._note_clear(alarm)
-        if any(alarm.alarm_id == a.alarm_id for i in self._incidents.values() for a in i.alarms):
+        if not self.is_new(alarm):
             return []
         found = investigate(alarm, alarm.time_ms)
         seen = diagnose(alarm, found)
@@ -88,6 +99,45 @@ class IncidentBook:
         others = [i for i, d in matches[1:] if d.cause.labels == again.cause.labels]
         return self._absorb(merged, others, alarm.time_ms)
 
+    def is_new(self, alarm: Alarm) -> bool:
+        """True for a raise that no incident has; it has to be looked up."""
+        return alarm.transition is Transition.RAISED and alarm.alarm_id not in self._homes
+
+    def leads(self, incident: Incident) -> list[Alarm]:
+        """Return the incident's first alarm of each kind, as the leads of those that may join."""
+        leads: dict[tuple[str, str], Alarm] = {}
+        for alarm in incident.alarms:
+            if not alarm.detector:
+                leads.setdefault((alarm.signal, alarm.direction), alarm)
+        return list(leads.values())
+
+    def may_join(self, incident: Incident, lead: Alarm, alarm: Alarm) -> bool:
+        """True when nothing but the cause has to be asked about, to know that it is a part."""
+        alike = (alarm.signal, alarm.direction, alarm.detector)
+        return (
+            alike == (lead.signal, lead.direction, lead.detector)
+            and incident.status is Status.OPEN
+            and not incident.is_mix_shift
+            and self.is_new(alarm)
+            and self._is_near(incident, alarm)
+            and not _is_the_way_back(incident, alarm)
+            # What pages takes the lead of what only informs: that is more than to join it.
+            and (
+                incident.severity is not Severity.INFO
+                or rate_severity(alarm, incident.cause) is Severity.INFO
+            )
+        )
+
+    def join(self, incident_id: str, alarms: Iterable[Alarm]) -> list[Entry]:
+        """Add alarms that the incident's cause explains, as far as there is room for them."""
+        entries = []
+        for alarm in alarms:
+            incident = self._incidents[incident_id]
+            if self.is_new(alarm) and len(incident.alarms) < self._config.alarms:
+                joined = _add(incident, alarm, rate_severity(alarm, incident.cause))
+                entries.append(self._keep(joined, Action.UPDATE, alarm.time_ms))
+        return entries
+
     def carry_out(self, command: Command) -> list[Entry]:
         """Do what a person wants done; a command for an incident that is not known does nothing."""
         incident = self._find(command)
@@ -99,9 +149,8 @@ class IncidentBook:
     ) -> list[Entry]:
         """Look again at what is young: the first alarm spoke when little was known."""
         entries = []
-        for incident in self.open:
-            if incident.is_mix_shift or not self._is_due(incident, now_ms):
-                continue
+        due = [i for i in self.open if not i.is_mix_shift and self._is_due(i, now_ms)]
+        for incident in sorted(due, key=lambda i: i.explained_ms)[: self._config.reviews]:
             first = incident.alarms[0]
             found = diagnose(first, investigate(first, now_ms))
             looked = structs.replace(incident, explained_ms=now_ms)
@@ -154,17 +203,22 @@ class IncidentBook:
 
     def _overlapping(self, alarm: Alarm, seen: Diagnosis) -> list[Incident]:
         """Return what the alarm may be a part of, the incidents of the same cause first."""
-        reach = self._config.overlap_ms
         found = [
             i
             for i in self._incidents.values()
-            if i.change_time_ms - reach <= alarm.change_time_ms <= i.last_alarm_ms + reach
-            and _takes_part(i, alarm, reach)
+            if self._is_near(i, alarm)
+            and _takes_part(i, alarm, self._config.overlap_ms)
             and not _is_the_way_back(i, alarm)
             # What is worth a page must not disappear in traffic that has moved.
             and not (i.is_mix_shift and seen.severity is not Severity.INFO)
         ]
-        return sorted(found, key=lambda i: i.cause.labels != seen.cause.labels)
+        found.sort(key=lambda i: i.cause.labels != seen.cause.labels)
+        return found[: self._config.compared]
+
+    def _is_near(self, incident: Incident, alarm: Alarm) -> bool:
+        reach = self._config.overlap_ms
+        earliest_ms, latest_ms = incident.change_time_ms - reach, incident.last_alarm_ms + reach
+        return earliest_ms <= alarm.change_time_ms <= latest_ms
 
     def _find_shared(
         self,
@@ -225,16 +279,7 @@ class IncidentBook:
     ) -> list[Entry]:
         if len(incident.alarms) >= self._config.alarms:
             return []
-        merged = _withdraw_mitigation(
-            structs.replace(
-                incident,
-                severity=_louder(incident.severity, seen.severity),
-                change_time_ms=min(incident.change_time_ms, alarm.change_time_ms),
-                last_alarm_ms=max(incident.last_alarm_ms, alarm.time_ms),
-                alarms=(*incident.alarms, alarm),
-            ),
-            alarm,
-        )
+        merged = _add(incident, alarm, seen.severity)
         if incident.severity is Severity.INFO and seen.severity is not Severity.INFO:
             # What only informed has turned out to be a part of what pages, which leads from now on.
             merged = structs.replace(merged, family=alarm.family, alarms=(alarm, *incident.alarms))
@@ -254,13 +299,15 @@ class IncidentBook:
             if Status.RESOLVED in {whole.status, other.status}:
                 continue
             room = self._config.alarms - len(whole.alarms)
+            moving = other.alarms[:room]
             whole = structs.replace(
                 whole,
                 severity=_louder(whole.severity, other.severity),
                 change_time_ms=min(whole.change_time_ms, other.change_time_ms),
                 last_alarm_ms=max(whole.last_alarm_ms, other.last_alarm_ms),
-                alarms=(*whole.alarms, *other.alarms[:room]),
-                cleared=(*whole.cleared, *other.cleared),
+                alarms=(*whole.alarms, *moving),
+                # Of those that there is no room for, nobody waits for the end.
+                cleared=(*whole.cleared, *(a.alarm_id for a in moving if _has_cleared(other, a))),
                 notes=(*whole.notes, *other.notes),
             )
             part = structs.replace(
@@ -272,11 +319,10 @@ class IncidentBook:
         return entries
 
     def _note_clear(self, alarm: Alarm) -> list[Entry]:
-        for incident in self._incidents.values():
-            known = {a.alarm_id for a in incident.alarms}
-            if alarm.alarm_id in known and alarm.alarm_id not in incident.cleared:
-                return [self._keep(_clear(incident, alarm), Action.UPDATE, alarm.time_ms)]
-        return []
+        incident = self._incidents.get(self._homes.get(alarm.alarm_id, ""))
+        if incident is None or _has_cleared(incident, alarm):
+            return []
+        return [self._keep(_clear(incident, alarm), Action.UPDATE, alarm.time_ms)]
 
     def _keep(self, incident: Incident, action: Action, now_ms: int, via: str = "") -> Entry:
         kept = structs.replace(
@@ -288,13 +334,53 @@ class IncidentBook:
         if self._silences is not None and kept.status is Status.OPEN:
             kept = structs.replace(kept, silenced=find_silence(self._silences, kept))
         self._incidents[kept.incident_id] = kept
+        self._note_home(kept)
         self._forget()
         return Entry(kept, action)
+
+    def _note_home(self, incident: Incident) -> None:
+        """Remember whose its alarms are; those of a part are its whole's, where that took them."""
+        for alarm in incident.alarms:
+            if incident.merged_into:
+                self._homes.setdefault(alarm.alarm_id, incident.incident_id)
+            else:
+                self._homes[alarm.alarm_id] = incident.incident_id
 
     def _forget(self) -> None:
         resolved = [i for i in self._incidents.values() if i.status is Status.RESOLVED]
         for incident in resolved[: max(0, len(resolved) - self._config.remembered)]:
             del self._incidents[incident.incident_id]
+            for alarm in incident.alarms:
+                if self._homes.get(alarm.alarm_id) == incident.incident_id:
+                    del self._homes[alarm.alarm_id]
+
+
+def coalesce(entries: Iterable[Entry]) -> list[Entry]:
+    """Make one entry of all those of an incident: as it stands, with the most that was done.
+
+    Whoever is told of the last version needs none of those before it.
+    """
+    latest: dict[str, Entry] = {}
+    for entry in entries:
+        before = latest.get(entry.incident.incident_id, entry)
+        action = max(before.action, entry.action, key=_WEIGHT.index)
+        latest[entry.incident.incident_id] = Entry(entry.incident, action)
+    return list(latest.values())
+
+
+def _add(incident: Incident, alarm: Alarm, severity: Severity) -> Incident:
+    added = structs.replace(
+        incident,
+        severity=_louder(incident.severity, severity),
+        change_time_ms=min(incident.change_time_ms, alarm.change_time_ms),
+        last_alarm_ms=max(incident.last_alarm_ms, alarm.time_ms),
+        alarms=(*incident.alarms, alarm),
+    )
+    return _withdraw_mitigation(added, alarm)
+
+
+def _has_cleared(incident: Incident, alarm: Alarm) -> bool:
+    return alarm.alarm_id in incident.cleared
 
 
 def _takes_part(incident: Incident, alarm: Alarm, reach: int) -> bool:

@@ -129,6 +129,20 @@ class Investigation(NamedTuple):
         found = next((s for s in self.slices if labels and s.labels == labels), None)
         return found is not None and self._explains(found, share)
 
+    def accounts_for(self, alarm: Alarm, labels: Mapping[str, str], share: float) -> bool:
+        """True when what the alarm saw shows here, and the slice carries this share of its excess.
+
+        The slice without labels does when the monitor has changed as everything has.
+        """
+        whole = self.whole
+        inside, overall = self._excess_inside(whole), self._excess_overall(whole)
+        if (inside > 0) != (alarm.direction is Direction.RISE):
+            return False
+        if labels:
+            return self.explains(tuple(labels.items()), share)
+        traffic = _ratio(whole.after_inside.total, whole.after.total)
+        return inside * overall > 0 and not _is_lifted(_unit(_ratio(inside, overall)), traffic)
+
     def is_mix_shift(self, alarm: Alarm) -> bool:
         """True when traffic moved between slices whose own rates stayed as they were."""
         total = self._excess_alarmed()

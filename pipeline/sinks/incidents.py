@@ -7,7 +7,7 @@ it; storing the same version again changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.core.answers import ANSWER_WIDTH
@@ -27,9 +27,12 @@ from pipeline.sinks.times import to_datetime
 from schemas.alarm import Alarm, Rate
 from schemas.counting import predicates
 from schemas.incident import (
+    Action,
     Cause,
     Incident,
     Notification,
+    Severity,
+    Told,
     decode_incident,
     decode_notification,
     encode_incident,
@@ -42,6 +45,8 @@ from schemas.signal import INPUT_CLASSES, Signal
 BEFORE_MS = 3_600_000
 #: Of the same dimensions, slices beyond these, by how much they counted, cannot be the cause.
 MAX_SLICES = 300
+#: Stands between the values of a monitor with several.
+_KEY = "\x1f"
 #: So many ways to fail are looked at.
 MAX_ERROR_TYPES = 20
 
@@ -125,6 +130,60 @@ class IncidentStore:
             self._count_error_types(alarm, now_ms),
             self._count_as_alarmed(alarm, now_ms),
         )
+
+    def compare(
+        self, lead: Alarm, labels: Mapping[str, str], alarms: Sequence[Alarm], now_ms: int
+    ) -> dict[str, Investigation]:
+        """Count the lead's signal in each alarm's monitor, and in what of it lies in the slice.
+
+        One scan for each grouping of the alarms; see `pipeline.incidents.intake.Evidence`. What
+        monitors have in common is counted only where the slice is everything.
+        """
+        within, parameters = _inside(dict(labels))
+        parameters |= _periods(lead, now_ms) | self._thresholds(lead)
+        everything = {} if labels else self._count_monitors(lead, (), ("",), within, parameters)
+        found: dict[str, Investigation] = {}
+        for names, some in _by_grouping(alarms).items():
+            keys = {alarm.alarm_id: _KEY.join(alarm.monitor.values()) for alarm in some}
+            counted = self._count_monitors(lead, names, tuple(keys.values()), within, parameters)
+            for alarm_id, key in keys.items():
+                if key in counted:
+                    found[alarm_id] = _compared(counted[key], labels, everything.get(""))
+        return found
+
+    def _count_monitors(
+        self,
+        lead: Alarm,
+        names: Sequence[str],
+        keys: Sequence[str],
+        within: str,
+        parameters: dict[str, Any],
+    ) -> dict[str, list[Rate]]:
+        """By monitor: its rates before and since, and those of its part in the slice."""
+        over, counts = PREDICATES[lead.signal]
+        # The separator, `_KEY`, as ClickHouse writes it.
+        key = ", char(31), ".join(f"toString({name})" for name in names) or "''"
+        rows = self._store.rows(
+            f"""
+            SELECT key, countIf(past AND hit), countIf(past), countIf(NOT past AND hit),
+                   countIf(NOT past), countIf(within AND past AND hit), countIf(within AND past),
+                   countIf(within AND NOT past AND hit), countIf(within AND NOT past)
+            FROM (
+                SELECT concat('', {key}) AS key, {within} AS within, {counts} AS hit,
+                       event_time < {{change:DateTime64(3, 'UTC')}} AS past
+                FROM requests
+                WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
+                  AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {over}
+                  AND key IN {{keys:Array(String)}}
+            )
+            GROUP BY key
+            """,  # noqa: S608 — as above
+            parameters | {"keys": list(keys)},
+        )
+        return {
+            str(row[0]): [Rate(int(row[i]), int(row[i + 1])) for i in range(1, 9, 2)]
+            for row in rows
+        }
 
     def _count_as_alarmed(self, alarm: Alarm, now_ms: int) -> Slice | None:
         """All traffic by the alarm's own edge, where the slices have edges of their own."""
@@ -277,38 +336,9 @@ class IncidentStore:
         )
         return tuple(row[0] for row in rows)
 
-    def save(self, incident: Incident) -> None:
-        """Store one version of an incident."""
-        times = measure_stages(incident)
-        row: dict[str, Any] = {
-            "incident_id": incident.incident_id,
-            "version": incident.version,
-            "status": incident.status.value,
-            "stage": incident.stage.value,
-            "severity": incident.severity.value,
-            "family": incident.family.value,
-            "symptom": incident.symptom.value,
-            "root_cause": incident.root_cause.value,
-            "cause": incident.cause.labels,
-            "share": incident.cause.share,
-            "changed_at": to_datetime(incident.change_time_ms),
-            "opened_at": to_datetime(incident.opened_ms),
-            "triaged_at": _optional_time(incident.triaged_ms),
-            "acknowledged_at": _optional_time(incident.acknowledged_ms),
-            "acknowledged_by": incident.acknowledged_by,
-            "mitigated_at": _optional_time(incident.mitigated_ms),
-            "resolved_at": _optional_time(incident.resolved_ms),
-            "updated_at": to_datetime(incident.updated_ms),
-            **times._asdict(),
-            "summary": incident.summary,
-            "suggestion": incident.suggestion,
-            "example_event_ids": list(incident.example_event_ids),
-            "alarms": len(incident.alarms),
-            "merged_into": incident.merged_into,
-            "silence": incident.silenced.why if incident.silenced else "",
-            "incident": encode_incident(incident).decode(),
-        }
-        self._store.insert_rows("incident_versions", [row])
+    def save(self, *incidents: Incident) -> None:
+        """Store a version of each of these incidents, all or none."""
+        self._store.insert_rows("incident_versions", [_incident_row(i) for i in incidents])
 
     def load_recent(self, limit: int = 1_000) -> list[Incident]:
         """Return all open incidents, and the latest resolved ones up to `limit` in all."""
@@ -372,14 +402,28 @@ class IncidentStore:
         )
         return [decode_notification(row[0]) for row in rows]
 
-    def load_notifications(self, incident_id: str) -> list[Notification]:
-        """Return all notifications about one incident, whatever their state."""
+    def load_told(self, *incident_ids: str) -> list[Told]:
+        """Return what has been told of these incidents or is to be, without what was said."""
         rows = self._store.rows(
-            "SELECT notification FROM notifications FINAL"
-            " WHERE incident_id = {incident_id:String} ORDER BY destination, sequence",
-            {"incident_id": incident_id},
+            "SELECT incident_id, destination, sequence, action,"
+            " JSONExtractString(notification, 'incident', 'severity'),"
+            " toUnixTimestamp64Milli(sent_at), failure"
+            " FROM notifications FINAL WHERE incident_id IN {incident_ids:Array(String)}"
+            " ORDER BY incident_id, destination, sequence",
+            {"incident_ids": list(incident_ids)},
         )
-        return [decode_notification(row[0]) for row in rows]
+        return [
+            Told(
+                incident_id=incident_id,
+                destination=destination,
+                sequence=sequence,
+                action=Action(action),
+                severity=Severity(severity),
+                sent_ms=sent_ms,
+                failure=failure,
+            )
+            for incident_id, destination, sequence, action, severity, sent_ms, failure in rows
+        ]
 
 
 def _stage_sql(stage: str) -> str:
@@ -425,6 +469,26 @@ def _inside(labels: dict[str, str]) -> tuple[str, dict[str, Any]]:
     return " AND ".join(terms) or "1", {f"label{i}": v for i, v in enumerate(named.values())}
 
 
+def _by_grouping(alarms: Sequence[Alarm]) -> dict[tuple[str, ...], list[Alarm]]:
+    """The alarms by the names of their monitors' labels, without those of all other monitors."""
+    found: dict[tuple[str, ...], list[Alarm]] = {}
+    for alarm in alarms:
+        if alarm.monitor and OTHER not in alarm.monitor.values():
+            found.setdefault(tuple(alarm.monitor), []).append(alarm)
+    return found
+
+
+def _compared(
+    rates: Sequence[Rate], labels: Mapping[str, str], everything: Sequence[Rate] | None
+) -> Investigation:
+    """A monitor and its part in the slice, as an investigation has them."""
+    before, after, before_part, after_part = rates
+    whole_before, whole_after = everything[:2] if everything else (before, after)
+    whole = Slice((), whole_before, whole_after, before, after)
+    part = Slice(tuple(labels.items()), before_part, after_part, before_part, after_part)
+    return Investigation((whole, part) if labels else (whole,))
+
+
 def _grouping_sets_sql() -> str:
     return ", ".join("(" + ", ".join(dimensions) + ")" for dimensions in _SLICED)
 
@@ -449,6 +513,38 @@ def _slice(row: tuple[Any, ...]) -> Slice | None:
 
 def _optional_time(time_ms: int | None) -> Any:
     return None if time_ms is None else to_datetime(time_ms)
+
+
+def _incident_row(incident: Incident) -> dict[str, Any]:
+    times = measure_stages(incident)
+    return {
+        "incident_id": incident.incident_id,
+        "version": incident.version,
+        "status": incident.status.value,
+        "stage": incident.stage.value,
+        "severity": incident.severity.value,
+        "family": incident.family.value,
+        "symptom": incident.symptom.value,
+        "root_cause": incident.root_cause.value,
+        "cause": incident.cause.labels,
+        "share": incident.cause.share,
+        "changed_at": to_datetime(incident.change_time_ms),
+        "opened_at": to_datetime(incident.opened_ms),
+        "triaged_at": _optional_time(incident.triaged_ms),
+        "acknowledged_at": _optional_time(incident.acknowledged_ms),
+        "acknowledged_by": incident.acknowledged_by,
+        "mitigated_at": _optional_time(incident.mitigated_ms),
+        "resolved_at": _optional_time(incident.resolved_ms),
+        "updated_at": to_datetime(incident.updated_ms),
+        **times._asdict(),
+        "summary": incident.summary,
+        "suggestion": incident.suggestion,
+        "example_event_ids": list(incident.example_event_ids),
+        "alarms": len(incident.alarms),
+        "merged_into": incident.merged_into,
+        "silence": incident.silenced.why if incident.silenced else "",
+        "incident": encode_incident(incident).decode(),
+    }
 
 
 def _notification_row(notification: Notification) -> dict[str, Any]:

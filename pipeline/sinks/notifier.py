@@ -28,11 +28,12 @@ from pipeline.sinks.destination import Destination
 from pipeline.sinks.pagerduty import PagerDuty
 from pipeline.sinks.slack import Slack
 from pipeline.sinks.webhook import Webhook
-from schemas.incident import Action, Incident, Notification, Severity, Status
+from schemas.incident import Action, Incident, Notification, Severity, Status, Told, told_by
 
 log = logging.getLogger(__name__)
 
 DROPPED = "dropped: the queue was full, and an update is the least of it"
+PASSED_OVER = "passed over: a later update says more"
 #: Notifications of one destination held in memory; the outbox holds what is over it.
 CAPACITY = 1_000
 FAILURE_CHARS = 500
@@ -93,7 +94,7 @@ def _build_rule(settings: RouteSettings) -> RouteRule:
 
 
 def route(
-    history: Iterable[Notification],
+    history: Iterable[Told],
     incident: Incident,
     action: Action,
     destination: Destination,
@@ -104,15 +105,17 @@ def route(
 
     `history` is everything stored about the incident, for any destination, in any
     order. The sequence of a notification is the incident's version, so that a
-    replay, which makes the same versions again, finds them told already. The
+    replay, which makes the same versions again, finds them told already. What a
+    predecessor told may be ahead of what it stored: then what must not be lost, a
+    resolve or a rise, comes right behind it. The
     first time that an open incident is severe enough makes a trigger, whatever
     the action is called; a resolve goes only where a trigger went. Where the change
     came from, nobody need hear of it. While it is silenced, only its end is told. Without
     `may_begin` the destination hears of it only if it has heard of it before.
     """
     past = [n for n in history if n.destination == destination.name]
-    if any(n.sequence >= incident.version for n in past):
-        return None
+    last = max((n.sequence for n in past), default=0)
+    is_new = last < incident.version
     if incident.via == destination.name:
         return None
     if incident.silenced is not None and action is not Action.RESOLVE:
@@ -123,24 +126,24 @@ def route(
         wanted = Action.RESOLVE if told else None
     elif told is None:
         severe = _RANK[incident.severity] >= _RANK[destination.min_severity]
-        wanted = Action.TRIGGER if severe and is_open and may_begin else None
-    elif action is Action.ACKNOWLEDGE and destination.acknowledges:
+        wanted = Action.TRIGGER if is_new and severe and is_open and may_begin else None
+    elif action is Action.ACKNOWLEDGE and destination.acknowledges and is_new:
         wanted = Action.ACKNOWLEDGE
     else:
         rose = is_open and _RANK[incident.severity] > _RANK[told]
-        wanted = Action.UPDATE if rose or destination.every_update else None
+        wanted = Action.UPDATE if rose or (destination.every_update and is_new) else None
     if wanted is None:
         return None
     return Notification(
         incident_id=incident.incident_id,
         destination=destination.name,
-        sequence=incident.version,
+        sequence=incident.version if is_new else last + 1,
         action=wanted,
         incident=incident,
     )
 
 
-def _find_severity_told(past: Iterable[Notification]) -> Severity | None:
+def _find_severity_told(past: Iterable[Told]) -> Severity | None:
     """The highest severity told, or about to be, since the last resolve; None without a trigger."""
     told: Severity | None = None
     for notification in sorted(past, key=lambda n: n.sequence):
@@ -149,17 +152,17 @@ def _find_severity_told(past: Iterable[Notification]) -> Severity | None:
         if notification.action is Action.RESOLVE:
             told = None
         else:
-            now = notification.incident.severity
+            now = notification.severity
             told = now if told is None else max(told, now, key=_RANK.__getitem__)
     return told
 
 
-def is_finished(notification: Notification) -> bool:
+def is_finished(notification: Notification | Told) -> bool:
     """Say whether it was delivered, or will never be."""
     return notification.sent_ms is not None or bool(notification.failure)
 
 
-def _key(notification: Notification) -> Key:
+def _key(notification: Notification | Told) -> Key:
     return notification.incident_id, notification.destination, notification.sequence
 
 
@@ -184,8 +187,8 @@ class Outbox(Protocol):
         """Return all that are not finished, in any order."""
         ...
 
-    async def history(self, incident_id: str) -> list[Notification]:
-        """Return all of one incident, finished or not, in any order, with what was just put."""
+    async def history(self, *incident_ids: str) -> list[Told]:
+        """Return all of these incidents, finished or not, in any order, with what was just put."""
         ...
 
     async def standing(self, destination: str, limit: int) -> list[Notification]:
@@ -221,9 +224,9 @@ class MemoryOutbox:
     async def pending(self) -> list[Notification]:
         return list(self._pending.values())
 
-    async def history(self, incident_id: str) -> list[Notification]:
+    async def history(self, *incident_ids: str) -> list[Told]:
         stored = itertools.chain(self._pending.values(), self._finished.values())
-        return [n for n in stored if n.incident_id == incident_id]
+        return [told_by(n) for n in stored if n.incident_id in incident_ids]
 
     async def standing(self, destination: str, limit: int) -> list[Notification]:
         sent = [n for n in self._finished.values() if n.destination == destination and n.sent_ms]
@@ -400,7 +403,7 @@ class Courier:
         self.idle.clear()
         self._wake.set()
 
-    def holds(self, notification: Notification) -> bool:
+    def holds(self, notification: Told) -> bool:
         """Say whether it waits here to be sent."""
         return any(_key(each) == _key(notification) for each in self._backlog)
 
@@ -498,6 +501,7 @@ class Courier:
             self._defer(lane, error)
 
     async def _deliver(self, lane: Lane) -> None:
+        await self._pass_over(lane)
         # A finished head is one whose fate could not be stored: it is not sent again.
         if not is_finished(lane.head):
             await self._make_sure()
@@ -505,6 +509,22 @@ class Courier:
             lane.head = await self._send(lane.head)
         await self._outbox.put([lane.head])
         self._backlog.settle(lane, self._clock())
+
+    async def _pass_over(self, lane: Lane) -> None:
+        """Send no update behind which another one waits: a slow destination hears the last."""
+        waiting = list(lane.waiting)
+        old = [
+            structs.replace(one, failure=PASSED_OVER)
+            for one, later in itertools.takewhile(self._is_outdated, itertools.pairwise(waiting))
+        ]
+        if old:
+            await self._outbox.put(old)
+            self._count(dropped_updates=self._counts.dropped_updates + len(old))
+            for _ in old:
+                self._backlog.settle(lane, self._clock())
+
+    def _is_outdated(self, pair: tuple[Notification, Notification]) -> bool:
+        return self._is_droppable(pair[0]) and pair[1].action is Action.UPDATE
 
     async def _make_sure(self) -> None:
         """Send nothing that a successor has sent long since: a page could be opened again."""
@@ -664,16 +684,28 @@ class Notifier:
         Raises:
             RetryableError: the outbox did not answer. Call again.
         """
+        await self.notify_all([(incident, action)])
+
+    async def notify_all(self, changes: Sequence[tuple[Incident, Action]]) -> None:
+        """The same for changes of several incidents, each at most once: all are stored, or none.
+
+        Raises:
+            RetryableError: the outbox did not answer. Call again.
+        """
         if not self._couriers:
             return
         async with self._lock:
-            history = await self._outbox.history(incident.incident_id)
+            history = await self._outbox.history(*(i.incident_id for i, _ in changes))
             self._find_unheld(history)
-            if routed := self._route(history, incident, action):
+            routed = []
+            for incident, action in changes:
+                its = [told for told in history if told.incident_id == incident.incident_id]
+                routed += self._route(its, incident, action)
+            if routed:
                 await self._store(routed)
         self._check_tasks()
 
-    def _find_unheld(self, history: Sequence[Notification]) -> None:
+    def _find_unheld(self, history: Sequence[Told]) -> None:
         """What a predecessor stored in its last moment came after the outbox was read."""
         for notification in history:
             courier = self._couriers.get(notification.destination)
@@ -681,7 +713,7 @@ class Notifier:
                 courier.distrust()
 
     def _route(
-        self, history: Sequence[Notification], incident: Incident, action: Action
+        self, history: Sequence[Told], incident: Incident, action: Action
     ) -> list[tuple[Courier, Notification]]:
         chosen = choose_destinations(self._rules, incident)
         routed = []

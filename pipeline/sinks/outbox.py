@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from pipeline.sinks.incidents import IncidentStore
-from schemas.incident import Notification
+from schemas.incident import Notification, Told
 
 T = TypeVar("T")
 
@@ -29,8 +29,8 @@ class ClickHouseOutbox:
     async def pending(self) -> list[Notification]:
         return await self._run(self._incidents.load_pending)
 
-    async def history(self, incident_id: str) -> list[Notification]:
-        return await self._run(lambda: self._incidents.load_notifications(incident_id))
+    async def history(self, *incident_ids: str) -> list[Told]:
+        return await self._run(lambda: self._incidents.load_told(*incident_ids))
 
     async def standing(self, destination: str, limit: int) -> list[Notification]:
         return await self._run(lambda: self._incidents.load_standing(destination, limit))

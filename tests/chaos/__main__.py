@@ -1,7 +1,8 @@
-"""The command: ``python -m tests.chaos [--seconds 120] [--seed N] [--rate 5000] [--faults …]``.
+"""The command: ``python -m tests.chaos [--seconds 120] [--seed N] [--seeds 1] [--rate 5000] …``.
 
 Everything is said on standard error; the last line of standard output is one JSON object. The exit
-status is 0 when the books balance and both kinds of control were seen to fail.
+status is 0 when the books balance and both kinds of control were seen to fail. Of several seeds the
+object has the sums, and of what may not be large the largest.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from tests.chaos.world import Ground, ground
 RSS_MB = 900
 #: A soak may end with so much more than it had after a quarter of its time.
 GROWTH_MB = 50
+#: Of several seeds' figures the largest and the smallest count; all others are added up.
+_LARGEST = frozenset(
+    {"recovery_max_s", "recovery_last_s", "recovery_s", "lag_max", "rss_max_mb", "rss_growth_mb"}
+)
+_SMALLEST = frozenset({"produced_per_s"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,17 +50,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def carry_out(on: Ground, settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
-    tell(f"seed {settings.seed}: {settings.rate:g} events/s, {len(settings.plan())} faults planned")
-    report = {"seed": settings.seed, "seconds": settings.seconds, "rate": settings.rate}
+    report = {"seed": settings.seed, "seeds": given.seeds, "seconds": settings.seconds}
+    report |= {"rate": settings.rate}
     report |= {"session_timeout_s": settings.session_s, "soak": given.soak}
-    report |= run_main(on, settings)
-    tell(json.dumps(report))
+    for seed in range(settings.seed, settings.seed + given.seeds):
+        report = add(report, run_seed(on, replace(settings, seed=seed)))
     if given.controls:
         report["controls"] = run_controls(on, settings, given.control_seconds)
         report["controls_failed"] = controls_failed(report["controls"])
     if given.scenarios:
         report["scenarios"] = run_scenarios(on, settings)
     return report
+
+
+def run_seed(on: Ground, settings: Settings) -> dict[str, Any]:
+    """Run our workers under the faults of one seed."""
+    tell(f"seed {settings.seed}: {settings.rate:g} events/s, {len(settings.plan())} faults planned")
+    found = run_main(on, settings)
+    tell(json.dumps({"seed": settings.seed} | found))
+    return found
+
+
+def add(whole: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Add what was found of one seed to what was found of those before it."""
+    return whole | {
+        name: _add_value(name, whole[name], value) if name in whole else value
+        for name, value in found.items()
+    }
+
+
+def _add_value(name: str, before: Any, now: Any) -> Any:
+    if isinstance(now, dict):
+        both = {key: _add_value(name, before[key], now[key]) for key in before.keys() & now.keys()}
+        return dict(sorted((before | now | both).items()))
+    if isinstance(now, bool):
+        return before and now
+    if isinstance(now, str):
+        return f"{before}; {now}"
+    if name in _SMALLEST:
+        return min(before, now)
+    return max(before, now) if name in _LARGEST else before + now
 
 
 def run_scenarios(on: Ground, settings: Settings) -> dict[str, Any]:
@@ -126,6 +161,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0, help="how long things go wrong")
     parser.add_argument("--seed", type=int, help="of the plan; drawn and printed by default")
+    parser.add_argument("--seeds", type=int, default=1, help="so many, one after the other")
     parser.add_argument("--rate", type=float, default=5_000.0, help="events a second")
     parser.add_argument("--session", type=float, default=10.0, help="the session time-out, seconds")
     parser.add_argument("--workers", type=int, default=2)

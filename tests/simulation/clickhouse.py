@@ -8,7 +8,7 @@ after its maker was told that it had failed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from pipeline.sinks.notifier import is_finished
 from pipeline.sinks.requests import RequestStore, token_of
 from schemas.alarm import Alarm
 from schemas.control import Effect, Reset
-from schemas.incident import Action, Cause, Incident, Notification
+from schemas.incident import Action, Cause, Incident, Notification, Told, told_by
 from schemas.signal import Source
 from tests.simulation.events import POISON
 
@@ -169,17 +169,25 @@ class Incidents:
     def find_examples(self, alarm: Alarm, cause: Cause) -> tuple[str, ...]:
         return ()
 
-    def save(self, incident: Incident) -> None:
+    def compare(
+        self, lead: Alarm, labels: Mapping[str, str], alarms: Sequence[Alarm], now_ms: int
+    ) -> dict[str, Investigation]:
+        self._read("compare")
+        return {}
+
+    def save(self, *incidents: Incident) -> None:
         def apply() -> None:
             stored = self._world.clickhouse.incidents
-            known = stored.get(incident.incident_id)
-            if known is None or incident.version >= known.version:
-                stored[incident.incident_id] = incident
+            for incident in incidents:
+                known = stored.get(incident.incident_id)
+                if known is None or incident.version >= known.version:
+                    stored[incident.incident_id] = incident
 
         if self._process.woke_s > self._process.proven_s:
             # As with a page: it slept from the proof that the alarms were its own until now.
             raise SinkUnavailable("timed out")
-        self._write(f"save {incident.incident_id} v{incident.version}", apply)
+        said = ", ".join(f"{i.incident_id} v{i.version}" for i in incidents)
+        self._write(f"save {said}", apply)
 
     def load_recent(self) -> list[Incident]:
         return list(self._read("load incidents").incidents.values())
@@ -199,9 +207,9 @@ class Incidents:
         stored = self._read("load pending").notifications.values()
         return [n for n in stored if not is_finished(n)]
 
-    def load_notifications(self, incident_id: str) -> list[Notification]:
+    def load_told(self, *incident_ids: str) -> list[Told]:
         stored = self._read("load history").notifications.values()
-        return [n for n in stored if n.incident_id == incident_id]
+        return [told_by(n) for n in stored if n.incident_id in incident_ids]
 
     def load_standing(self, destination: str, limit: int) -> list[Notification]:
         stored = self._read("load standing").notifications.values()

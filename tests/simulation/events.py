@@ -12,6 +12,7 @@ import random
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import structs
 
 from pipeline.config import IngestSettings
 from schemas.alarm import Alarm, Direction, Rate, Transition, encode_alarm
@@ -101,9 +102,15 @@ INCIDENTS = 3
 
 @functools.cache
 def plan_alarms() -> tuple[bytes, ...]:
-    """Raises and ends of alarms that have nothing to do with each other, and a command."""
+    """Raises and ends of three incidents' alarms, one of which has two, and a command."""
     raised = [_alarm(i, Transition.RAISED) for i in range(INCIDENTS)]
     cleared = [_alarm(i, Transition.CLEARED) for i in range(INCIDENTS)]
+    failing, served = (
+        structs.replace(
+            _alarm(0, transition), alarm_id="a0-errors", family=Family.ERROR, signal=Signal.ERROR
+        )
+        for transition in (Transition.RAISED, Transition.CLEARED)
+    )
     acknowledge = Command(
         command_id="c1",
         verb=Verb.ACKNOWLEDGE,
@@ -111,7 +118,8 @@ def plan_alarms() -> tuple[bytes, ...]:
         time_ms=START_MS,
         by="aiko",
     )
-    news = [raised[0], raised[1], acknowledge, cleared[0], raised[2], cleared[1], cleared[2]]
+    news = [raised[0], raised[1], failing, acknowledge, cleared[0], raised[2], cleared[1]]
+    news += [served, cleared[2]]
     return tuple(encode_command(n) if isinstance(n, Command) else encode_alarm(n) for n in news)
 
 
