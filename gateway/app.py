@@ -95,7 +95,12 @@ def _describe(gateway: Gateway, name: str) -> dict[str, object]:
 
 
 async def _metrics(request: Request) -> Response:
-    return Response(_gateway(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+    gateway = _gateway(request)
+    try:
+        gateway.keyring.check_metrics(request.headers.get("authorization"))
+    except GatewayError as error:
+        return _error(request, error)
+    return Response(gateway.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
 async def _health(request: Request) -> Response:

@@ -40,6 +40,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     user: str | None = None
     prompt_name: str | None = None
     prompt_version: str | None = None
+    #: The case that a canary asks; its answers are not counted among users'.
+    canary: str | None = None
     #: The client wants no answer from a cache, and none of its own kept (``Cache-Control``).
     no_cache: bool = False
 

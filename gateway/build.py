@@ -63,7 +63,7 @@ async def open_gateway(
         }
         yield Gateway(
             settings,
-            keyring=read_keys(settings.keys),
+            keyring=read_keys(settings),
             upstreams=upstreams,
             stages=build_stages(config) if stages is None else stages,
             limiter=KeyLimits(settings.limits),

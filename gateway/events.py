@@ -44,6 +44,7 @@ def write_event(exchange: Exchange, now: dt.datetime, text_characters: int | Non
         "gateway.cache": exchange.cache,
         "gateway.fallback_from": exchange.fallback_from,
         "gateway.attempts": exchange.attempts,
+        "gateway.canary": _label(asked.canary),
         **_describe_request(asked),
         **_describe_answer(exchange),
         **_describe_texts(exchange, text_characters),

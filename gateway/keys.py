@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from gateway.errors import Code, GatewayError
 from pipeline.errors import ConfigError
-from pipeline.gateway_settings import KeySettings
+from pipeline.gateway_settings import GatewaySettings, KeySettings
 
 #: Who asks where no keys are configured, which the configuration allows on loopback alone.
-ANYONE = KeySettings(name="anyone", sha256="0" * 64)
+ANYONE = KeySettings(name="anyone", sha256="0" * 64, canary=True)
 _KEY_BYTES_MIN = 16
 
 
 class Keyring:
     """The configured keys. Looking one up takes as long whatever is wrong with it."""
 
-    def __init__(self, by_digest: Mapping[bytes, KeySettings]) -> None:
+    def __init__(
+        self, by_digest: Mapping[bytes, KeySettings], metrics_digest: bytes | None = None
+    ) -> None:
         self._by_digest = dict(by_digest)
+        self._metrics_digest = metrics_digest
 
     @property
     def is_open(self) -> bool:
@@ -35,35 +39,59 @@ class Keyring:
         """
         if self.is_open:
             return ANYONE
-        scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode(errors="replace")).digest()
-        found = self._by_digest.get(digest)
-        if found is None or scheme.lower() != "bearer":
+        found = self._by_digest.get(_digest_of(authorization))
+        if found is None:
             raise GatewayError(Code.INVALID_API_KEY)
         return found
 
+    def check_metrics(self, authorization: str | None) -> None:
+        """Let pass who may read the metrics: anyone, where they have no key.
 
-def read_keys(settings: Sequence[KeySettings]) -> Keyring:
+        Raises:
+            GatewayError: the header does not bear their key.
+        """
+        wanted = self._metrics_digest
+        if wanted is not None and not hmac.compare_digest(wanted, _digest_of(authorization)):
+            raise GatewayError(Code.INVALID_API_KEY)
+
+
+def _digest_of(authorization: str | None) -> bytes:
+    """Return the digest of the key that an Authorization header bears; of no key, nobody's."""
+    scheme, _, key = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer":
+        return b""
+    return hashlib.sha256(key.strip().encode(errors="replace")).digest()
+
+
+def read_keys(settings: GatewaySettings) -> Keyring:
     """Read the keys from where the configuration says they are.
 
     Raises:
         ConfigError: one is missing, too short, or there twice.
     """
     by_digest: dict[bytes, KeySettings] = {}
-    for each in settings:
+    for each in settings.keys:
         digest = _digest(each)
         if digest in by_digest:
             raise ConfigError(f"gateway.keys.{each.name}: the key of {by_digest[digest].name} too")
         by_digest[digest] = each
-    return Keyring(by_digest)
+    metrics_digest = None
+    if settings.metrics_key_env is not None or settings.metrics_key_file is not None:
+        where = "gateway.metrics_key"
+        metrics_digest = _read(where, settings.metrics_key_env, settings.metrics_key_file)
+    return Keyring(by_digest, metrics_digest)
 
 
 def _digest(settings: KeySettings) -> bytes:
     if settings.sha256 is not None:
         return bytes.fromhex(settings.sha256)
-    key = read_secret(f"gateway.keys.{settings.name}", settings.key_env, settings.key_file)
+    return _read(f"gateway.keys.{settings.name}", settings.key_env, settings.key_file)
+
+
+def _read(where: str, variable: str | None, file: Path | None) -> bytes:
+    key = read_secret(where, variable, file)
     if len(key.encode()) < _KEY_BYTES_MIN:
-        raise ConfigError(f"gateway.keys.{settings.name}: shorter than {_KEY_BYTES_MIN} bytes")
+        raise ConfigError(f"{where}: shorter than {_KEY_BYTES_MIN} bytes")
     return hashlib.sha256(key.encode()).digest()
 
 

@@ -28,6 +28,8 @@ class Relay:
         self.answer = answer
         #: The stream's own end was seen.
         self.done = False
+        #: A guardrail has stopped the answer: what was taken before it may still be sent.
+        self.stopped: GatewayError | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -35,10 +37,9 @@ class Relay:
         return self.done or bool(self.answer.finish_reasons)
 
     def take(self, parts: Sequence[Part]) -> bytes:
-        """Return the bytes to send for these parts.
+        """Return the bytes to send for these parts; look at `done` and `stopped` then.
 
-        Raises:
-            GatewayError: a guardrail has stopped the answer.
+        Of the piece in which a guardrail finds what it stops, nothing is sent.
         """
         sent = []
         for part in parts:
@@ -47,6 +48,8 @@ class Relay:
                 break
             if part.chunk is not None and self._is_wanted(part.chunk):
                 sent.append(self._pass(part.raw, part.chunk))
+            if self.stopped is not None:
+                break
         return b"".join(sent)
 
     def _is_wanted(self, chunk: Chunk) -> bool:
@@ -60,7 +63,8 @@ class Relay:
             return sse.write(raw)
         changed = self._guards.check_chunk(msgspec.json.decode(raw))
         if self._guards.blocked:
-            raise GatewayError(Code.ANSWER_BLOCKED, str(self._guards.verdicts))
+            self.stopped = GatewayError(Code.ANSWER_BLOCKED, str(self._guards.verdicts))
+            return b""
         for each in changed:
             self.answer.take_chunk(msgspec.convert(each, Chunk))
         return b"".join(sse.write(msgspec.json.encode(each)) for each in changed)

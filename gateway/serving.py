@@ -14,6 +14,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -48,6 +49,9 @@ _EVENT_STREAM = (
     # nginx would wait for the whole answer.
     (b"x-accel-buffering", b"no"),
 )
+#: Bodies above this are looked through in a thread: of so much, all guards and a tokenizer
+#: together hold the loop for some milliseconds.
+LONG_BYTES = 16_384
 #: Of an answer, for a cache: longer ones are not kept.
 _CACHED_CHARACTERS = 200_000
 
@@ -140,6 +144,7 @@ class Serving:
         #: The status line is sent: what fails now can only be said within the stream.
         self._begun = False
         self._is_over = False
+        self._is_long = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway = self._gateway
@@ -148,6 +153,7 @@ class Serving:
             # Whoever has no key does not get as far as sending us megabytes.
             key = self._admit()
             raw = await _read(receive, gateway.settings.body_bytes)
+            self._is_long = len(raw) > LONG_BYTES
             await self._until_gone(key, raw, receive, send)
         except _ClientGone:
             self._end(GatewayError(Code.CLIENT_DISCONNECTED))
@@ -210,7 +216,7 @@ class Serving:
         )
         self._check_allowed(asked, key)
         await gateway.limiter.admit(key, asked)
-        asked = self._guard_input(asked, exchange)
+        asked = await self._work(partial(self._guard_input, asked, exchange))
         if self._operation == "chat" and await self._answer_from_cache(asked, exchange, send):
             return
         if asked.stream:
@@ -218,10 +224,24 @@ class Serving:
         else:
             await self._complete(asked, exchange, send)
 
+    async def _work(self, work: Callable[[], Asked]) -> Asked:
+        """Do what takes time with the text: of a long request in a thread, beside the loop."""
+        if not self._is_long:
+            return work()
+        working = asyncio.get_running_loop().run_in_executor(None, work)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            # What it hides must be hidden before the event is written.
+            await asyncio.wait({working})
+            raise
+
     def _read_request(self, raw: bytes, key: KeySettings) -> Asked:
         headers = self._headers
         body = read_body(raw)
         user = body.get("user")
+        # From whoever may not say so it is a user's request, or users could hide.
+        canary = headers.get("x-kizashi-canary") if key.canary else None
         return Asked(
             request_id=self._request_id,
             operation=self._operation,
@@ -234,7 +254,9 @@ class Serving:
             user=user if isinstance(user, str) else None,
             prompt_name=headers.get("x-kizashi-prompt-name"),
             prompt_version=headers.get("x-kizashi-prompt-version"),
-            no_cache="no-" in headers.get("cache-control", ""),
+            canary=canary or None,
+            # A canary wants to hear the model, and must not be heard by users.
+            no_cache=bool(canary) or "no-" in headers.get("cache-control", ""),
         )
 
     def _check_allowed(self, asked: Asked, key: KeySettings) -> None:
@@ -312,7 +334,7 @@ class Serving:
         exchange.provider, exchange.region = upstream.provider, upstream.settings.region
         context, tokens = gateway.stages.context, candidate.context_tokens
         if context is not None and tokens is not None and asked.operation == "chat":
-            asked = context.fit(asked, tokens)
+            asked = await self._work(partial(context.fit, asked, tokens))
         return asked, candidate, upstream
 
     def _note_failure(
@@ -392,10 +414,12 @@ class Serving:
     async def _relay(self, stream: UpstreamStream, relay: Relay, send: Send) -> None:
         while parts := await stream.next_parts():
             piece = relay.take(parts)
-            if not self._begun:
+            if not self._begun and (piece or relay.stopped is None):
                 await self._begin_stream(send)
             if piece:
                 await _send_body(send, piece, more=True)
+            if relay.stopped is not None:
+                raise relay.stopped
             if relay.done:
                 return
         if not relay.is_whole:

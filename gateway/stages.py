@@ -1,7 +1,8 @@
 """What can be plugged into the gateway: guardrails, the answer cache, the context window.
 
 Each is called on the event loop, one request at a time, and must return within about a
-millisecond; time is a parameter. The order is
+millisecond; time is a parameter. For long requests guards of what comes in and the context
+window are called in threads instead, several at once. The order is
 
     guardrails in → cache → (for every attempt: context window → upstream) → guardrails out
 

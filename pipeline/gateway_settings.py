@@ -96,6 +96,8 @@ class KeySettings(Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     tenant: Label | None = None
     route: Label | None = None
+    #: Its requests may say that they are canaries (`X-Kizashi-Canary`), and not users'.
+    canary: bool = False
     #: Models that it may ask for; empty: all.
     models: frozenset[Name] = frozenset()
     requests_per_min: Annotated[int, Field(ge=1)] | None = None
@@ -167,6 +169,9 @@ class GatewaySettings(Section):
     models: Annotated[tuple[ModelSettings, ...], Field(max_length=1_000)] = ()
     #: Without any, whoever reaches the gateway may use it: on loopback alone.
     keys: Annotated[tuple[KeySettings, ...], Field(max_length=10_000)] = ()
+    #: What Prometheus bears to read `/metrics`; without one anybody may.
+    metrics_key_env: Variable | None = None
+    metrics_key_file: Path | None = None
     limits: LimitSettings = LimitSettings()
     guardrails: GuardrailSettings = GuardrailSettings()
     events: EventSettings = EventSettings()

@@ -52,7 +52,10 @@ def predicates(edge: str, edges: str) -> dict[Signal, tuple[str, str]]:
         Signal.NOVEL_PROMPT: _known("novel_prompt"),
         Signal.REPETITION: _known("repetitive"),
         Signal.LANGUAGE_MISMATCH: _known("language_mismatch"),
-        Signal.CANARY_FAILURE: ("canary != ''", "NOT ifNull(canary_passed, true)"),
+        Signal.CANARY_FAILURE: (
+            "canary != '' AND canary_passed IS NOT NULL",
+            "NOT ifNull(canary_passed, true)",
+        ),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import httpx
@@ -15,10 +17,17 @@ from openai import (
     RateLimitError,
 )
 
+from gateway.asked import Asked
 from gateway.fake_provider import Reply
+from gateway.keys import read_keys
+from gateway.serving import LONG_BYTES
+from gateway.stages import Checked, Stages
+from pipeline.canary.asking import CANARY_HEADER
+from pipeline.errors import ConfigError
+from pipeline.gateway_settings import GatewaySettings
 from schemas.codec import decode_event
 from schemas.event import Received
-from tests.support.gateway import Stand, stand
+from tests.support.gateway import KEY, Stand, stand
 
 ASK: list[Any] = [{"role": "user", "content": "Where is my parcel?"}]
 
@@ -237,3 +246,107 @@ async def test_a_key_gives_the_tenant_and_a_wrong_one_is_refused(
             with pytest.raises(AuthenticationError):
                 await ask
         assert len(s.events.raws) == 2
+
+
+# --- Canaries, metrics ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_only_a_key_that_may_says_that_it_asks_for_a_canary(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    monkeypatch.setenv("CANARY_KEY", KEY)
+    keys = [{"name": "canary", "key_env": "CANARY_KEY", "canary": allowed}]
+    async with stand(keys=keys) as s:
+        await s.client.chat.completions.create(
+            model="gpt-4o", messages=ASK, extra_headers={CANARY_HEADER: "refund"}
+        )
+        assert event_of(s).get("gateway.canary") == ("refund" if allowed else None)
+
+
+async def test_who_says_nothing_is_a_user_without_keys_too() -> None:
+    async with stand() as s:
+        for headers in ({}, {CANARY_HEADER: ""}, {CANARY_HEADER: "refund"}):
+            await s.client.chat.completions.create(
+                model="gpt-4o", messages=ASK, extra_headers=headers
+            )
+        said = [event.get("gateway.canary") for event in s.events.decoded]
+        assert said == [None, None, "refund"]
+        # The pipeline takes it, and knows it for a canary that nobody has judged yet.
+        received = decode_event(s.events.raws[-1], int(s.gateway.clocks.wall_s() * 1000))
+        assert isinstance(received, Received)
+        assert (received.event.canary, received.event.canary_passed) == ("refund", None)
+
+
+async def test_metrics_may_have_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRAPER_KEY", "prometheus-0123456789")
+    for configured, given, status in (
+        ({}, "", 200),
+        ({"metrics_key_env": "SCRAPER_KEY"}, "", 401),
+        ({"metrics_key_env": "SCRAPER_KEY"}, f"Bearer {KEY}", 401),
+        ({"metrics_key_env": "SCRAPER_KEY"}, "Basic prometheus-0123456789", 401),
+        ({"metrics_key_env": "SCRAPER_KEY"}, "Bearer prometheus-0123456789", 200),
+    ):
+        async with stand(**configured) as s, httpx.AsyncClient() as http:
+            answer = await http.get(f"{s.url}/metrics", headers={"Authorization": given})
+            assert answer.status_code == status
+            assert ("llm_requests" in answer.text) == (status == 200)
+
+
+def test_a_key_for_metrics_that_is_not_there_stops_the_start() -> None:
+    with pytest.raises(ConfigError, match="metrics_key"):
+        read_keys(GatewaySettings(metrics_key_env="NOT_SET_ANYWHERE"))
+
+
+# --- Long requests ----------------------------------------------------------------------------
+
+
+class Slow:
+    """An input guard, and a context window, that take their time; notes where they were called."""
+
+    def __init__(self, started: threading.Event, go_on: threading.Event) -> None:
+        self.started, self.go_on = started, go_on
+        self.threads: list[bool] = []
+
+    def check(self, asked: Asked) -> Checked:
+        self.threads.append(threading.current_thread() is threading.main_thread())
+        if not self.threads[-1]:
+            self.started.set()
+            assert self.go_on.wait(10)
+        return Checked(asked.with_messages([{"role": "user", "content": "hidden"}]))
+
+
+async def test_a_long_request_is_looked_through_beside_the_loop() -> None:
+    guard = Slow(threading.Event(), threading.Event())
+    async with stand(stages=Stages(input_guards=(guard,))) as s:
+        long: list[Any] = [{"role": "user", "content": "x" * LONG_BYTES}]
+        asking = asyncio.ensure_future(
+            s.client.chat.completions.create(model="gpt-4o", messages=long)
+        )
+        while not guard.started.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        # The loop serves others meanwhile.
+        await s.client.chat.completions.create(model="gpt-4o", messages=ASK)
+        guard.go_on.set()
+        await asking
+        assert guard.threads == [False, True]
+
+
+async def test_what_a_guard_hides_is_hidden_though_the_client_went_away() -> None:
+    guard = Slow(threading.Event(), threading.Event())
+    async with stand(stages=Stages(input_guards=(guard,))) as s:
+        long: list[Any] = [{"role": "user", "content": "secret" * LONG_BYTES}]
+        asking = asyncio.ensure_future(
+            s.client.chat.completions.create(model="gpt-4o", messages=long)
+        )
+        while not guard.started.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        asking.cancel()
+        await asyncio.sleep(0.05)
+        guard.go_on.set()
+        while not s.events.raws:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        event = event_of(s)
+        assert event["error.type"] == "client_disconnected"
+        assert event["prompt.text"] == "hidden"
+        assert s.provider.counts["requests"] == 0

@@ -15,13 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import sse
+from gateway.answer import Answer
 from gateway.app import Endpoint
 from gateway.asked import Asked
+from gateway.errors import Code
 from gateway.fake_provider import Reply
 from gateway.openai_api import OpenAIDialect, Part
+from gateway.relay import Relay
 from gateway.routing import Failure, UpstreamFailure
 from gateway.sse import Reader, SentEvent
-from gateway.stages import Action, Stages, Verdict
+from gateway.stages import Action, AnswerGuards, Stages, Verdict
 from gateway.upstream import Upstream
 from tests.support.gateway import Stand, ask, stand
 
@@ -322,3 +325,15 @@ async def test_streams_over_the_wire_give_their_connections_back() -> None:
                 break
             await asyncio.sleep(0.02)
         assert len(asyncio.all_tasks()) <= tasks
+
+
+def test_what_came_before_a_stop_is_sent() -> None:
+    asked = Asked(request_id="r", operation="chat", tenant="", model="m", body={})
+    relay = Relay(asked, Answer(100), AnswerGuards(Stop(), asked))
+    come = [*parts("This is quite fine. "), *parts("This is forbidden."), *parts(" And more.")]
+    sent = relay.take(come)
+    assert b"This is qui" in sent
+    assert b"forbidden" not in sent
+    assert relay.stopped is not None
+    assert relay.stopped.code is Code.ANSWER_BLOCKED
+    assert relay.answer.text == "This is qui"

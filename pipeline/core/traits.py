@@ -44,7 +44,7 @@ class Traits(Struct, frozen=True):
     cost_usd: Floats
     cache_lookups: Bools
     guardrails: Bools
-    #: Answers to canaries, and those that were not as expected.
+    #: Answers to canaries that were judged, and those that were not as expected.
     canaries: Bools
     canary_failures: Bools
     #: Answers of which it is known whether they say anything, and those that do not.
@@ -85,7 +85,9 @@ def find_traits(
     fresh = ~(outcomes.errors | outcomes.cache_hits)
     whole = fresh & ~(outcomes.refusals | outcomes.truncations)
     chars = _count_characters(answers)
-    canaries = ~_are_in(labels["canary"], {""})
+    passed = fields["canary_passed"]
+    # A gateway knows that it was a canary, and not what was expected of the answer.
+    canaries = ~_are_in(labels["canary"], {""}) & _are_known(passed)
     contents, empty = _find_empty(answers, outcomes, fresh, tokens["output_tokens"], chars)
     return Traits(
         answer_chars=chars,
@@ -94,7 +96,7 @@ def find_traits(
         cache_lookups=_are_in(labels["cache"], _LOOKUPS),
         guardrails=~_are_in(labels["guardrail"], {""}),
         canaries=canaries,
-        canary_failures=canaries & _are_false(fields["canary_passed"]),
+        canary_failures=canaries & _are_false(passed),
         contents=contents,
         empty_answers=empty,
         **_read_texts(fields["prompt_text"], answers, contents & ~empty & (chars > 0)),
@@ -108,6 +110,12 @@ _LOOKUPS = frozenset({"hit", "miss"})
 def _are_in(column: CodedColumn, members: Set[str]) -> Bools:
     """Which rows hold one of these? Asked once for each distinct value."""
     return np.array([value in members for value in column.values], np.bool_)[column.codes]
+
+
+def _are_known(values: Sequence[bool | None]) -> Bools:
+    if values.count(None) == len(values):
+        return np.zeros(len(values), np.bool_)
+    return np.array([value is not None for value in values], np.bool_)
 
 
 def _are_false(values: Sequence[bool | None]) -> Bools:
