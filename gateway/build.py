@@ -30,7 +30,7 @@ def build_stages(config: Config) -> Stages:
     models = config.gateway.models
     trims = any(model.context_tokens is not None for model in models)
     guards = config.gateway.guardrails
-    guards_input = guards.input or guards.input_characters is not None
+    guards_input = guards.input or guards.injection or guards.input_characters is not None
     return Stages(
         input_guards=(InputRules(guards),) if guards_input else (),
         output_guard=OutputRules(guards.output) if guards.output else None,

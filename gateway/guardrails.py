@@ -1,7 +1,8 @@
 """Guardrails: what may go into a model and what may come out of it, by rules that each have a mode.
 
-In: length, personal data and secrets. Out: those kinds of them whose form shows where they end,
-on streams too. What is found is what `pipeline.core.redaction` finds. Pure.
+In: length, prompt injection, personal data and secrets. Out: those kinds of the last whose form
+shows where they end, on streams too. What is found is what `gateway.injection` and
+`pipeline.core.redaction` find. Pure.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 import re2
 
 from gateway.asked import Asked
+from gateway.injection import NOTHING, strip, weigh
 from gateway.stages import Action, Checked, Verdict
 from pipeline.core.redaction import Kind, Span, find, redact, replace_spans
 from pipeline.core.redaction.plain import to_alike, to_bytes
@@ -53,6 +55,8 @@ class InputRules:
         """Return the request as it may go on, and what the rules say of it."""
         texts = [text for text in _texts_of(asked) if text]
         verdicts = self._check_length(texts)
+        asked, injected = self._check_injection(asked, texts)
+        verdicts += injected
         modes = self._settings.input
         found = {span.kind for text in texts for span in find(text, self._kinds)} if modes else ()
         verdicts += [_verdict(kind, modes[kind]) for kind in Kind if kind in found]
@@ -67,6 +71,17 @@ class InputRules:
         if most is None or sum(map(len, texts)) <= most:
             return []
         return [Verdict("length", _ACTIONS[self._settings.length])]
+
+    def _check_injection(self, asked: Asked, texts: Sequence[str]) -> tuple[Asked, list[Verdict]]:
+        mode = self._settings.injection
+        if mode is None:
+            return asked, []
+        worst = max(map(weigh, texts), key=lambda each: each.score, default=NOTHING)
+        if not worst.is_found:
+            return asked, []
+        if mode == "redact":
+            asked = _rewrite(asked, strip)
+        return asked, [Verdict(f"injection.{worst.family}", _ACTIONS[mode])]
 
 
 class OutputRules:

@@ -148,6 +148,8 @@ class GuardrailSettings(Section):
     #: Of all that users and tools say in a request.
     input_characters: Annotated[int, Field(ge=1)] | None = None
     length: Literal["observe", "block"] = "block"
+    #: Attempts to take over the model, in what users and tools say; `redact` takes them out.
+    injection: GuardMode | None = None
     #: Kinds of personal data and secrets, and what is done about each.
     input: dict[Kind, GuardMode] = Field(default_factory=dict)
     output: dict[Kind, GuardMode] = Field(default_factory=dict)

@@ -181,6 +181,10 @@ RULES = (
         libraries=("msgspec", "re2"),
         forbidden=PURE,
     ),
+    *(
+        Rule(f"gateway.{module}", ours=("gateway",), libraries=("re2",), forbidden=PURE)
+        for module in ("disguise", "injection", "injection_patterns")
+    ),
     # A tokenizer's file is read when the gateway is built.
     Rule("gateway.context", ours=("gateway", *SHARED), libraries=("msgspec", "tokenizers")),
     # Reads what is stored and nothing else; of the panels what they say, not Grafana's form.
