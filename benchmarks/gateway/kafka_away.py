@@ -178,9 +178,8 @@ async def play(directory: Path, broker: Broker, seconds: float, how: str) -> dic
             notes.phase = "back"
             await asyncio.sleep(AROUND_S)
         books, drained_s = await drain(second.url, notes)
-        cpu_ms = 1000 * second.cpu_s() / max(1, len(notes.latencies_ms.get("back", ())))
     arrived = await asyncio.to_thread(read_ids, kafka)
-    return {**tell(notes, books, arrived), "drained_s": drained_s, "cpu_ms_back": cpu_ms}
+    return {**tell(notes, books, arrived), "drained_s": drained_s}
 
 
 def tell(notes: Notes, books: dict[str, float], arrived: Counter[str]) -> dict[str, Any]:
