@@ -103,6 +103,14 @@ def test_rows_are_unit_vectors_or_zero() -> None:
     assert encoder(2).encode([]).shape == (0, 8)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(odd_texts | utf8_texts, min_size=1, max_size=4))
+def test_one_text_alone_has_the_vector_that_it_has_among_others(texts: list[str]) -> None:
+    of = encoder(64)
+    alone = np.array([of.encode_one(text) for text in texts])
+    np.testing.assert_allclose(alone, of.encode(texts), atol=1e-6)
+
+
 def test_meaning_counts_more_than_words() -> None:
     of = StaticEncoder.load()
     cat, kitten, market = of.encode(
