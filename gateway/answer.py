@@ -212,8 +212,11 @@ class Answer:
             self._held += min(len(text), room)
 
 
-def chunks_of(completion: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a whole completion as the chunks of a stream: what a cache answers a stream with."""
+def chunks_of(completion: dict[str, Any], *, usage: bool) -> list[dict[str, Any]]:
+    """Return a whole completion as the chunks of a stream: what a cache answers a stream with.
+
+    With `usage` the last chunk says what was used, as OpenAI's `include_usage` has it.
+    """
     head: dict[str, Any] = {k: completion[k] for k in ("id", "created", "model") if k in completion}
     head["object"] = "chat.completion.chunk"
     chunks: list[dict[str, Any]] = []
@@ -224,4 +227,6 @@ def chunks_of(completion: dict[str, Any]) -> list[dict[str, Any]]:
         said = {"index": index, "delta": message, "finish_reason": None}
         ended = {"index": index, "delta": {}, "finish_reason": choice.get("finish_reason")}
         chunks += [{**head, "choices": [said]}, {**head, "choices": [ended]}]
+    if usage and "usage" in completion:
+        chunks.append({**head, "choices": [], "usage": completion["usage"]})
     return chunks

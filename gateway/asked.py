@@ -29,6 +29,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     operation: str
     #: Of the key; "" where keys have none.
     tenant: str
+    #: The name of the key.
+    key: str = ""
     #: The model by the name under which it was asked for.
     model: str
     #: The decoded body, as OpenAI's API has it. Not to be changed in place.
@@ -42,8 +44,14 @@ class Asked(Struct, frozen=True, kw_only=True):
     prompt_version: str | None = None
     #: The case that a canary asks; its answers are not counted among users'.
     canary: str | None = None
-    #: The client wants no answer from a cache, and none of its own kept (``Cache-Control``).
+    #: ``Cache-Control``: the client wants a fresh answer; none of its own kept.
     no_cache: bool = False
+    no_store: bool = False
+
+    @property
+    def owner(self) -> str:
+        """Whose answers these are: nobody else is given them."""
+        return f"tenant {self.tenant}" if self.tenant else f"key {self.key}"
 
     @property
     def messages(self) -> Sequence[Message]:

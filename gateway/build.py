@@ -6,18 +6,20 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from gateway.anthropic_api import AnthropicDialect
+from gateway.cache import SemanticCache
 from gateway.context import TrimmedHistory, load_counts
 from gateway.guardrails import InputRules, OutputRules
 from gateway.keys import read_keys, read_secret
 from gateway.limiting import KeyLimits
-from gateway.metrics import Metrics
+from gateway.metrics import CacheCollector, Metrics
 from gateway.openai_api import OpenAIDialect
 from gateway.recording import EventSink, Recording
 from gateway.serving import Clocks, Gateway
 from gateway.stages import Stages
 from gateway.upstream import Dialect, Upstream
+from gateway.vectors import Vector
 from pipeline.config import Config
-from pipeline.gateway_settings import UpstreamSettings
+from pipeline.gateway_settings import GatewaySettings, UpstreamSettings
 from pipeline.prices import configured_table
 
 
@@ -34,8 +36,25 @@ def build_stages(config: Config) -> Stages:
     return Stages(
         input_guards=(InputRules(guards),) if guards_input else (),
         output_guard=OutputRules(guards.output) if guards.output else None,
+        cache=build_cache(config.gateway) if config.gateway.cache.enabled else None,
         context=TrimmedHistory(load_counts(models)) if trims else None,
     )
+
+
+def build_cache(settings: GatewaySettings) -> SemanticCache:
+    """Return the cache, with the built-in encoder."""
+    # Arrow and SciPy come with it: 50 MB, for the cache alone.
+    from pipeline.encoders.static import StaticEncoder
+
+    encoder = StaticEncoder.load()
+
+    def encode(text: str) -> Vector:
+        # JSON may hold lone surrogates; the encoder takes none.
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return encoder.encode_one(clean)
+
+    cached = frozenset(model.name for model in settings.models if model.cache)
+    return SemanticCache(settings.cache, cached, encode)
 
 
 @asynccontextmanager
@@ -56,6 +75,9 @@ async def open_gateway(
         frozenset(m.name for m in settings.models), configured_table(config.prices.file)
     )
     clocks = clocks or Clocks()
+    stages = build_stages(config) if stages is None else stages
+    if isinstance(stages.cache, SemanticCache):
+        metrics.registry.register(CacheCollector(stages.cache))
     async with AsyncExitStack() as stack:
         upstreams = {
             each.name: await stack.enter_async_context(Upstream(each, build_dialect(each)))
@@ -65,7 +87,7 @@ async def open_gateway(
             settings,
             keyring=read_keys(settings),
             upstreams=upstreams,
-            stages=build_stages(config) if stages is None else stages,
+            stages=stages,
             limiter=KeyLimits(settings.limits),
             recorder=Recording(settings.events, metrics, sink, clocks.wall_s),
             metrics=metrics,

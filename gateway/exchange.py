@@ -8,7 +8,7 @@ from typing import Literal
 from gateway.answer import Answer, Usage
 from gateway.asked import Asked
 from gateway.errors import GatewayError
-from gateway.stages import Verdict
+from gateway.stages import Looked, Verdict
 
 
 @dataclass(slots=True)
@@ -26,10 +26,29 @@ class Exchange:
     first_chunk_s: float | None = None
     ended_s: float = 0.0
     error: GatewayError | None = None
-    cache: Literal["hit", "miss", "bypass"] | None = None
+    #: What the cache said; None where none was asked.
+    looked: Looked | None = None
     verdicts: list[Verdict] = field(default_factory=list)
     #: Of an upstream's usage, whatever came of the answer.
     usage: Usage = field(default_factory=Usage)
+
+    @property
+    def cache(self) -> Literal["hit", "miss", "bypass"] | None:
+        return None if self.looked is None else self.looked.outcome
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether a cache may answer with this: a whole answer of the model itself.
+
+        A guard that has spoken would not speak again with an answer from the cache.
+        """
+        if self.looked is None or self.looked.place is None:
+            return False
+        if self.verdicts or self.fallback_from is not None:
+            return False
+        answer = self.answer
+        ended = answer.reasons == ["stop"] and bool(answer.text)
+        return ended and not answer.has_tool_calls and not answer.refused
 
     @property
     def fallback_from(self) -> str | None:

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.answer import Usage
+from gateway.cache import Gone, SemanticCache
 from gateway.exchange import Exchange
 from gateway.spool import Slot, Spool
 from pipeline.core.pricing import PriceTable, cost_of
@@ -54,6 +56,26 @@ class SpoolCollector(Collector):
         yield GaugeMetricFamily("kizashi_gateway_spool_bytes", "On disk.", waiting)
 
 
+class CacheCollector(Collector):
+    """What the semantic cache holds, and what became of the rest."""
+
+    def __init__(self, cache: SemanticCache) -> None:
+        self._cache = cache
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now."""
+        cache = self._cache
+        yield GaugeMetricFamily("kizashi_gateway_cache_entries", "Answers kept.", len(cache))
+        yield GaugeMetricFamily("kizashi_gateway_cache_bytes", "Of memory, about.", cache.bytes)
+        yield CounterMetricFamily("kizashi_gateway_cache_stored", "Answers.", cache.stored)
+        gone = CounterMetricFamily(
+            "kizashi_gateway_cache_evicted", "Answers that went, and why.", labels=["reason"]
+        )
+        for why in Gone:
+            gone.add_metric([why.value], cache.gone[why])
+        yield gone
+
+
 class Metrics:
     """All metrics of one gateway, in a registry of their own."""
 
@@ -91,6 +113,18 @@ class Metrics:
         )
         self._cache = Counter(
             "kizashi_gateway_cache", "What the cache said.", ("outcome",), registry=registry
+        )
+        self._saved_tokens = Counter(
+            "kizashi_gateway_cache_saved_tokens",
+            "What answers from the cache used when they were made.",
+            ("model", "token_type"),
+            registry=registry,
+        )
+        self._saved_cost = Counter(
+            "kizashi_gateway_cache_saved_dollars",
+            "What they would have cost, by the price table.",
+            ("model",),
+            registry=registry,
         )
         self._guardrails = Counter(
             "kizashi_gateway_guardrails", "What guardrails did.", ("action",), registry=registry
@@ -158,17 +192,35 @@ class Metrics:
         ):
             if tokens:
                 self._tokens.labels(model, kind).inc(tokens)
-        cost = self._price(exchange, now)
+        cost = self._price(exchange, usage, exchange.provider, now)
         if cost is None:
             self._unpriced.labels(model).inc()
         else:
             self._cost.labels(model).inc(cost * _PICO)
+        self._observe_saved(exchange, model, now)
 
-    def _price(self, exchange: Exchange, now: dt.datetime) -> int | None:
-        usage = exchange.usage
+    def _observe_saved(self, exchange: Exchange, model: str, now: dt.datetime) -> None:
+        looked = exchange.looked
+        if looked is None or looked.saved is None:
+            return
+        saved = looked.saved
+        for kind, tokens in (("input", saved.input_tokens), ("output", saved.output_tokens)):
+            self._saved_tokens.labels(model, kind).inc(tokens or 0)
+        cost = self._price(exchange, saved, looked.provider, now, is_saved=True)
+        self._saved_cost.labels(model).inc((cost or 0) * _PICO)
+
+    def _price(
+        self,
+        exchange: Exchange,
+        usage: Usage,
+        provider: str | None,
+        now: dt.datetime,
+        *,
+        is_saved: bool = False,
+    ) -> int | None:
         price = self._prices.resolve(
             exchange.model,
-            exchange.provider,
+            provider,
             int(now.timestamp() * 1000),
             exchange.answer.response_model,
         )
@@ -178,8 +230,8 @@ class Metrics:
             cache_read_tokens=usage.cache_read_tokens,
             cache_creation_tokens=usage.cache_creation_tokens,
             reasoning_tokens=usage.reasoning_tokens,
-            cache_hit=exchange.cache == "hit",
-            failed=exchange.error is not None,
+            cache_hit=exchange.cache == "hit" and not is_saved,
+            failed=exchange.error is not None and not is_saved,
         )
         return cost_of(used, price)
 

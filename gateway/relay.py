@@ -22,8 +22,7 @@ class Relay:
     """One stream on its way. Holds back only what a guardrail holds back."""
 
     def __init__(self, asked: Asked, answer: Answer, guards: AnswerGuards | None) -> None:
-        options = asked.body.get("stream_options") or {}
-        self._wants_usage = bool(options.get("include_usage"))
+        self._wants_usage = wants_usage(asked)
         self._guards = guards
         self.answer = answer
         #: The stream's own end was seen.
@@ -72,6 +71,11 @@ class Relay:
     def end(self) -> bytes:
         """Return the stream's last bytes."""
         return sse.write(sse.DONE)
+
+
+def wants_usage(asked: Asked) -> bool:
+    """Whether the client asks for usage at a stream's end."""
+    return bool((asked.body.get("stream_options") or {}).get("include_usage"))
 
 
 def completion_of(answer: Answer, model: str, created_s: int) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -34,9 +34,9 @@ from gateway.exchange import Exchange
 from gateway.ids import new_request_id
 from gateway.keys import Keyring
 from gateway.metrics import Metrics
-from gateway.relay import Relay, completion_of
+from gateway.relay import Relay, completion_of, wants_usage
 from gateway.routing import Attempts, Breaker, Candidate, UpstreamFailure, candidates
-from gateway.stages import Action, AnswerGuards, Stages
+from gateway.stages import Action, AnswerGuards, Looked, Stages
 from gateway.upstream import Upstream, UpstreamStream
 from pipeline.gateway_settings import GatewaySettings, KeySettings, ModelSettings
 
@@ -242,10 +242,12 @@ class Serving:
         user = body.get("user")
         # From whoever may not say so it is a user's request, or users could hide.
         canary = headers.get("x-kizashi-canary") if key.canary else None
+        control = headers.get("cache-control", "").lower()
         return Asked(
             request_id=self._request_id,
             operation=self._operation,
             tenant=key.tenant or "",
+            key=key.name,
             model=body["model"],
             body=body,
             stream=self._operation == "chat" and body.get("stream") is True,
@@ -256,7 +258,8 @@ class Serving:
             prompt_version=headers.get("x-kizashi-prompt-version"),
             canary=canary or None,
             # A canary wants to hear the model, and must not be heard by users.
-            no_cache=bool(canary) or "no-" in headers.get("cache-control", ""),
+            no_cache="no-cache" in control,
+            no_store=bool(canary) or "no-store" in control,
         )
 
     def _check_allowed(self, asked: Asked, key: KeySettings) -> None:
@@ -284,8 +287,8 @@ class Serving:
         gateway = self._gateway
         if gateway.stages.cache is None:
             return False
-        looked = gateway.stages.cache.look_up(asked, gateway.clocks.wall_s())
-        exchange.cache = looked.outcome
+        looked = gateway.stages.cache.look_up(asked, gateway.clocks.steady_s())
+        exchange.looked = looked
         if looked.completion is None:
             return False
         completion = looked.completion
@@ -293,19 +296,19 @@ class Serving:
         if not asked.stream:
             await self._send_whole(msgspec.json.encode(completion), send)
             return True
-        pieces = [sse.write(msgspec.json.encode(chunk)) for chunk in chunks_of(completion)]
+        chunks = chunks_of(completion, usage=wants_usage(asked))
+        pieces = [sse.write(msgspec.json.encode(chunk)) for chunk in chunks]
         await self._begin_stream(send)
         self._end()
         await _send_body(send, b"".join([*pieces, sse.write(sse.DONE)]), more=False)
         return True
 
-    def _keep(self, asked: Asked, completion: dict[str, Any] | None) -> None:
-        gateway, exchange = self._gateway, self._exchange
-        if gateway.stages.cache is None or completion is None or exchange is None:
-            return
-        answer = exchange.answer
-        if answer.reasons == ["stop"] and not answer.has_tool_calls and not answer.refused:
-            gateway.stages.cache.keep(asked, completion, gateway.clocks.wall_s())
+    def _keep(self, exchange: Exchange, completion: dict[str, Any] | None) -> None:
+        cache, looked = self._gateway.stages.cache, exchange.looked
+        if cache is not None and looked is not None and completion is not None:
+            now_s = self._gateway.clocks.steady_s()
+            used, provider = exchange.usage, exchange.provider
+            cache.keep(looked, completion, now_s, usage=used, provider=provider)
 
     # --- Upstreams ----------------------------------------------------------------------
 
@@ -359,8 +362,8 @@ class Serving:
         exchange.answer.take_completion(completion)
         exchange.usage = exchange.answer.usage or exchange.usage
         raw = self._guard_answer(asked, exchange, raw)
-        if self._operation == "chat" and exchange.cache == "miss":
-            self._keep(asked, msgspec.json.decode(raw))
+        if exchange.is_worth_keeping:
+            self._keep(exchange, msgspec.json.decode(raw))
         await self._send_whole(raw, send)
 
     def _guard_answer(self, asked: Asked, exchange: Exchange, raw: bytes) -> bytes:
@@ -404,10 +407,9 @@ class Serving:
             exchange.usage = exchange.answer.usage or exchange.usage
             exchange.verdicts += [] if guards is None else guards.verdicts
         breaker.succeed()
-        if exchange.cache == "miss":
-            self._keep(
-                asked, completion_of(relay.answer, asked.model, int(self._gateway.clocks.wall_s()))
-            )
+        if exchange.is_worth_keeping:
+            created_s = int(self._gateway.clocks.wall_s())
+            self._keep(exchange, completion_of(relay.answer, asked.model, created_s))
         self._end()
         await _send_body(send, relay.end(), more=False)
 
@@ -452,9 +454,9 @@ class Serving:
     def _own_headers(self) -> tuple[tuple[bytes, bytes], ...]:
         request_id = (b"x-request-id", self._request_id.encode())
         exchange = self._exchange
-        if exchange is None or exchange.cache is None:
+        if exchange is None or exchange.looked is None:
             return (request_id,)
-        return (request_id, (b"x-kizashi-cache", exchange.cache.encode()))
+        return (request_id, *_cache_headers(exchange.looked))
 
     def _end(self, error: GatewayError | None = None) -> None:
         """The request is over: its event is written. Only the first end counts."""
@@ -491,6 +493,15 @@ async def _read(receive: Receive, bytes_max: int) -> bytes:
         pieces.append(piece)
         if not message.get("more_body"):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _cache_headers(looked: Looked) -> Iterator[tuple[bytes, bytes]]:
+    yield b"x-kizashi-cache", looked.outcome.encode()
+    if looked.outcome == "hit":
+        # Seconds since the answer was made: RFC 9111, 5.1.
+        yield b"age", b"%d" % looked.age_s
+        if looked.similarity is not None:
+            yield b"x-kizashi-cache-similarity", b"%.4f" % looked.similarity
 
 
 async def _start(send: Send, status: int, headers: Any) -> None:

@@ -6,8 +6,8 @@ window are called in threads instead, several at once. The order is
 
     guardrails in → cache → (for every attempt: context window → upstream) → guardrails out
 
-so a cache sees what the guardrails let through, and keeps only whole answers that the
-guardrails let pass unstopped. A stage that raises anything but `GatewayError` fails the
+so a cache sees what the guardrails let through, and keeps only whole answers of which the
+guardrails had nothing to say. A stage that raises anything but `GatewayError` fails the
 request with `internal_error`: a guardrail that broke must not let through.
 """
 
@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 from msgspec import Struct
 
+from gateway.answer import Usage
 from gateway.asked import Asked
 
 
@@ -90,20 +91,36 @@ class OutputGuard(Protocol):
 
 
 class Looked(Struct, frozen=True):
-    """What a cache says: `bypass` is a request that it neither answers nor keeps."""
+    """What a cache says. With no `place`, what is answered to the request is not to be kept."""
 
     outcome: Literal["hit", "miss", "bypass"]
     #: With a hit: a whole `chat.completion` object.
     completion: dict[str, Any] | None = None
+    #: With a hit: the cosine of the two questions, and how long ago the answer was kept.
+    similarity: float | None = None
+    age_s: float = 0.0
+    #: With a hit: what the answer used when it was made, and who made it.
+    saved: Usage | None = None
+    provider: str | None = None
+    #: The cache's own, for `keep`.
+    place: object | None = None
 
 
 class AnswerCache(Protocol):
-    """Answers from what was answered before. Bounded, and parted by `asked.tenant`."""
+    """Answers from what was answered before. Bounded, and parted by `asked.owner`."""
 
     def look_up(self, asked: Asked, now_s: float) -> Looked: ...
 
-    def keep(self, asked: Asked, completion: dict[str, Any], now_s: float) -> None:
-        """Keep an answer to what `look_up` missed: whole, unstopped, with no tool calls.
+    def keep(
+        self,
+        looked: Looked,
+        completion: dict[str, Any],
+        now_s: float,
+        *,
+        usage: Usage,
+        provider: str | None,
+    ) -> None:
+        """Keep an answer where `look_up` gave a place: whole, and no guard has spoken.
 
         A stream's is given here as the `chat.completion` that it adds up to.
         """

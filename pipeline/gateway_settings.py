@@ -83,6 +83,8 @@ class ModelSettings(Section):
     context_tokens: Annotated[int, Field(ge=16)] | None = None
     #: Its ``tokenizer.json``: tokens are counted by it. Without one they are estimated.
     tokenizer: Path | None = None
+    #: Whether the cache may answer for it, where there is one.
+    cache: bool = True
     owned_by: Label = "kizashi"
 
 
@@ -161,6 +163,23 @@ class GuardrailSettings(Section):
         return self
 
 
+class CacheSettings(Section):
+    """Answers from what was answered before. What a hit is, and its risk: docs/gateway.md."""
+
+    enabled: bool = False
+    #: The least cosine of two questions of which one answers the other.
+    similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.95
+    #: What must be the same besides: the words but for politeness, or only numbers, names and such.
+    same: Literal["words", "facts"] = "words"
+    ttl_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 3_600.0
+    entries: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
+    bytes: Annotated[int, Field(ge=65_536)] = 512 * 1024 * 1024
+    #: Messages of more characters are compared to the letter.
+    text_characters: Annotated[int, Field(ge=0, le=10_000)] = 1_000
+    #: Who asks for more wants variety.
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+
+
 class GatewaySettings(Section):
     """The OpenAI-compatible gateway, `kizashi gateway`."""
 
@@ -176,6 +195,7 @@ class GatewaySettings(Section):
     metrics_key_file: Path | None = None
     limits: LimitSettings = LimitSettings()
     guardrails: GuardrailSettings = GuardrailSettings()
+    cache: CacheSettings = CacheSettings()
     events: EventSettings = EventSettings()
     body_bytes: Annotated[int, Field(ge=1_024)] = 16 * 1024 * 1024
     #: Requests that are served at once; what comes on top is told to come back.

@@ -168,6 +168,7 @@ RULES = (
             "asked",
             "errors",
             "events",
+            "likeness",
             "openai_api",
             "relay",
             "routing",
@@ -185,6 +186,8 @@ RULES = (
         Rule(f"gateway.{module}", ours=("gateway",), libraries=("re2",), forbidden=PURE)
         for module in ("disguise", "injection", "injection_patterns")
     ),
+    Rule("gateway.cache", ours=("gateway", *SHARED), libraries=("msgspec",), forbidden=PURE),
+    Rule("gateway.vectors", ours=(), libraries=("numpy", "usearch"), forbidden=PURE),
     # A tokenizer's file is read when the gateway is built.
     Rule("gateway.context", ours=("gateway", *SHARED), libraries=("msgspec", "tokenizers")),
     # Reads what is stored and nothing else; of the panels what they say, not Grafana's form.

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.answer import Usage
 from gateway.asked import Asked, text_of
 from gateway.errors import Code, GatewayError
 from gateway.fake_provider import Reply
@@ -36,11 +37,20 @@ class Shelf:
     def look_up(self, asked: Asked, now_s: float) -> Looked:
         if asked.no_cache:
             return Looked("bypass")
-        found = self.kept.get(text_of(asked.messages[-1]["content"]))
-        return Looked("miss" if found is None else "hit", found)
+        text = text_of(asked.messages[-1]["content"])
+        found = self.kept.get(text)
+        return Looked("miss" if found is None else "hit", found, place=text)
 
-    def keep(self, asked: Asked, completion: dict[str, Any], now_s: float) -> None:
-        self.kept[text_of(asked.messages[-1]["content"])] = completion
+    def keep(
+        self,
+        looked: Looked,
+        completion: dict[str, Any],
+        now_s: float,
+        *,
+        usage: Usage,
+        provider: str | None,
+    ) -> None:
+        self.kept[str(looked.place)] = completion
 
 
 class Newest:

@@ -74,14 +74,14 @@ async def ask(
 async def stand(
     scripts: Mapping[str, Script | None] | None = None,
     *,
-    stages: Stages = NO_STAGES,
+    stages: Stages | None = NO_STAGES,
     upstream: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stand]:
     """Give a gateway with one fake provider for each script, and a model of the same name.
 
-    `upstream` and `model` are settings for all of them.
+    `upstream` and `model` are settings for all of them. With no `stages` the settings make them.
     """
     scripts = scripts or {"gpt-4o": None}
     providers = {name: FakeProvider(script) for name, script in scripts.items()}
