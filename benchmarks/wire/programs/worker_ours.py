@@ -27,6 +27,7 @@ from typing import Any
 
 import faust
 import numpy as np
+from typing_extensions import override
 
 from benchmarks.wire.task import Meter, Task, answer, helpers, read_task
 from pipeline.app import TopicPublisher, build_app, build_faust
@@ -36,7 +37,7 @@ from pipeline.core.chunk import ChunkCounts
 from pipeline.process import settle_process
 from pipeline.sinks.clickhouse import Store
 from pipeline.topics import create_topics
-from pipeline.transport import Batch
+from pipeline.transport import Batch, to_batch
 from pipeline.worker import WorkerState
 from schemas.signal import SignalPacket, Source, decode_packet
 
@@ -51,6 +52,7 @@ class CountingPublisher(TopicPublisher):
 
     packets = 0
 
+    @override
     async def publish_signals(self, partition: int, packets: Sequence[SignalPacket]) -> None:
         self.packets += len(packets)
         await super().publish_signals(partition, packets)
@@ -150,13 +152,15 @@ class MeasuredState(WorkerState):
     def published(self) -> int:
         return self._counting.packets
 
+    @override
     def _count(self, source: Source, counts: ChunkCounts) -> None:
         super()._count(source, counts)
         self._observer.stored(counts.read)
 
-    async def _detect(self, batch: Batch) -> None:
-        await super()._detect(batch)
-        self._observer.detected(batch)
+    @override
+    async def detect(self, message: Any) -> None:
+        await super().detect(message)
+        self._observer.detected(to_batch(message))
 
     def check(self) -> dict[str, Any]:
         """Return how many requests are stored, and how many were counted by route."""
