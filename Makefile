@@ -119,11 +119,9 @@ audit: install
 
 ## up        the whole stack in containers; passwords are made once, in deploy/.env
 .PHONY: up
-up: deploy/.env
+up:
+	@deploy/make-passwords deploy/.env
 	$(COMPOSE) up --build --detach --wait
-
-deploy/.env: | deploy/make-passwords
-	@deploy/make-passwords $@
 
 ## down      stop the stack; its data stays in the named volumes
 .PHONY: down

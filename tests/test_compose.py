@@ -201,11 +201,18 @@ def test_make_passwords_makes_every_one_that_is_required(tmp_path: Path) -> None
     assert file.stat().st_mode & 0o077 == 0
 
 
-def test_make_passwords_never_overwrites(tmp_path: Path) -> None:
+def test_make_passwords_adds_what_is_missing_and_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "env"
-    file.write_text("KEPT=1\n", encoding="utf-8")
-    assert make_passwords(file).returncode != 0
-    assert file.read_text(encoding="utf-8") == "KEPT=1\n"
+    had = "KEPT=1\nGRAFANA_ADMIN_PASSWORD=mine\n"
+    file.write_text(had, encoding="utf-8")
+    assert make_passwords(file).returncode == 0
+    made = file.read_text(encoding="utf-8")
+    assert made.startswith(had)
+    names = [line.split("=")[0] for line in made.splitlines()]
+    assert len(names) == len(set(names))
+    assert set(names) == required_variables() | {"KEPT"}
+    assert make_passwords(file).returncode == 0
+    assert file.read_text(encoding="utf-8") == made
 
 
 def test_git_ignores_the_passwords() -> None:
