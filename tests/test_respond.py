@@ -12,28 +12,13 @@ from pipeline.errors import SinkUnavailable
 from pipeline.incidents.book import BookConfig
 from pipeline.incidents.explain import Investigation
 from pipeline.respond import Responder
-from schemas.alarm import Alarm, Direction, Rate, Transition
+from schemas.alarm import Alarm, Transition
 from schemas.command import Command, Verb
 from schemas.incident import Action, Cause, Incident, Status
-from schemas.signal import Family, Signal
+from tests.support.alarms import make_alarm
 
 START_MS = 1_750_000_000_000
-ALARM = Alarm(
-    alarm_id="a1",
-    transition=Transition.RAISED,
-    event_index=10,
-    time_ms=START_MS,
-    grouping="route",
-    monitor={"route": "support"},
-    family=Family.REFUSAL,
-    signal=Signal.REFUSAL,
-    direction=Direction.RISE,
-    e_value=1e6,
-    threshold=100.0,
-    baseline=Rate(5, 500),
-    current=Rate(40, 100),
-    change_time_ms=START_MS - 60_000,
-)
+ALARM = make_alarm(1, alarm_id="a1", time_ms=START_MS, change_time_ms=START_MS - 60_000)
 CLEAR = structs.replace(ALARM, transition=Transition.CLEARED, time_ms=START_MS + 60_000)
 HOLD_MS = BookConfig().hold_ms
 

@@ -103,8 +103,8 @@ class Requests(RequestStore):
         return [ids[offset] for offset in below[-limit:]]
 
 
-class Detections:
-    """`pipeline.sinks.detections.DetectionStore`."""
+class _Tables:
+    """What one process can do to the world's tables."""
 
     def __init__(self, world: World, process: Process) -> None:
         self._world = world
@@ -113,6 +113,14 @@ class Detections:
     def _write(self, what: str, apply: Callable[[], None]) -> None:
         self._world.begin_call(self._process, "clickhouse", what)
         self._world.end_call(self._process, what, apply)
+
+    def _read(self, what: str) -> ClickHouse:
+        self._world.begin_call(self._process, "clickhouse", what)
+        return self._world.clickhouse
+
+
+class Detections(_Tables):
+    """`pipeline.sinks.detections.DetectionStore`."""
 
     def store_verdicts(self, tables: Sequence[VerdictTable]) -> None:
         if tables:
@@ -143,24 +151,11 @@ class Detections:
         self._write(f"save snapshot {partition} at {position}", apply)
 
     def load_snapshot(self, topic: str, epoch: str, partition: int) -> tuple[int, bytes] | None:
-        self._world.begin_call(self._process, "clickhouse", "load snapshot")
-        return self._world.clickhouse.snapshots.get((epoch, partition))
+        return self._read("load snapshot").snapshots.get((epoch, partition))
 
 
-class Incidents:
+class Incidents(_Tables):
     """`pipeline.sinks.incidents.IncidentStore`; nothing is known of what is behind an alarm."""
-
-    def __init__(self, world: World, process: Process) -> None:
-        self._world = world
-        self._process = process
-
-    def _write(self, what: str, apply: Callable[[], None]) -> None:
-        self._world.begin_call(self._process, "clickhouse", what)
-        self._world.end_call(self._process, what, apply)
-
-    def _read(self, what: str) -> ClickHouse:
-        self._world.begin_call(self._process, "clickhouse", what)
-        return self._world.clickhouse
 
     def investigate(self, alarm: Alarm, now_ms: int) -> Investigation:
         self._read("investigate")

@@ -15,9 +15,10 @@ import numpy as np
 from msgspec import structs
 
 from pipeline.config import IngestSettings
-from schemas.alarm import Alarm, Direction, Rate, Transition, encode_alarm
+from schemas.alarm import Alarm, Transition, encode_alarm
 from schemas.command import Command, Verb, encode_command
 from schemas.signal import Family, Signal, Source, encode_packet
+from tests.support.alarms import make_alarm
 from tests.support.packets import make_counts, make_packet
 
 START_MS = 1_750_000_000_000
@@ -126,19 +127,11 @@ def plan_alarms() -> tuple[bytes, ...]:
 def _alarm(number: int, transition: Transition) -> Alarm:
     # Hours apart, so that none is taken for a part of another.
     change_ms = START_MS - (number + 1) * 7_200_000
-    return Alarm(
+    return make_alarm(
+        number,
+        {"route": f"route-{number}"},
         alarm_id=f"a{number}",
         transition=transition,
-        event_index=number,
         time_ms=change_ms + (0 if transition is Transition.RAISED else 1_000),
-        grouping="route",
-        monitor={"route": f"route-{number}"},
-        family=Family.REFUSAL,
-        signal=Signal.REFUSAL,
-        direction=Direction.RISE,
-        e_value=1e6,
-        threshold=100.0,
-        baseline=Rate(5, 500),
-        current=Rate(40, 100),
         change_time_ms=change_ms,
     )
