@@ -3,3 +3,6 @@
 from tests.support.clickhouse import *  # noqa: F403
 from tests.support.kafka import *  # noqa: F403
 from tests.support.pagerduty import *  # noqa: F403
+from tests.support.workers import start_stack
+
+__all__ = ["start_stack"]

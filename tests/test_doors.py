@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import socket
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import httpx
 import pytest
@@ -16,11 +14,10 @@ from kafka import KafkaProducer
 from pipeline.config import InputSettings, TopicSettings
 from pipeline.topics import client_settings
 from schemas.otlp import WireFormat
-from tests.support.clickhouse import ClickHouseServer
 from tests.support.events import make_raw
-from tests.support.kafka import KafkaServer, consume, settings_for
+from tests.support.kafka import consume
 from tests.support.otlp import CHAT, make_span, to_json, to_proto
-from tests.support.workers import Stack, running
+from tests.support.workers import Stack, free_port
 
 pytestmark = pytest.mark.kafka
 RECORDS = 300
@@ -28,29 +25,17 @@ SPANS = 20
 
 
 @pytest.fixture
-def stack(
-    kafka: KafkaServer,
-    topic_prefix: str,
-    clickhouse_server: ClickHouseServer,
-    database: str,
-    tmp_path: Path,
-) -> Iterator[Stack]:
+def stack(start_stack: Callable[..., Stack], topic_prefix: str) -> Stack:
     inputs = (
         InputSettings(topic=f"{topic_prefix}spans", format=WireFormat.OTLP_PROTO),
         InputSettings(topic=f"{topic_prefix}json", format=WireFormat.OTLP_JSON),
     )
-    settings = settings_for(
-        kafka.bootstrap_servers,
-        topic_prefix,
-        topics=TopicSettings(partitions=2, signals_partitions=2),
-        inputs=inputs,
-    )
-    with running(settings, clickhouse_server, database, tmp_path) as made:
-        made.extra = {
-            "KIZASHI_KAFKA__INPUTS": json.dumps([each.model_dump(mode="json") for each in inputs]),
-            "KIZASHI_INGEST__CHUNK_EVENTS": "40",
-        }
-        yield made
+    stack = start_stack(TopicSettings(partitions=2, signals_partitions=2), inputs=inputs)
+    stack.extra = {
+        "KIZASHI_KAFKA__INPUTS": json.dumps([each.model_dump(mode="json") for each in inputs]),
+        "KIZASHI_INGEST__CHUNK_EVENTS": "40",
+    }
+    return stack
 
 
 def send(stack: Stack, topic: str, records: Sequence[bytes]) -> None:
@@ -60,12 +45,6 @@ def send(stack: Stack, topic: str, records: Sequence[bytes]) -> None:
             each.get(timeout=20)
     finally:
         producer.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_events_by_http_are_stored_and_the_page_keeps_its_own_token(stack: Stack) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import socket
 import time
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from urllib.error import URLError
 
 import pytest
@@ -20,33 +18,16 @@ from pipeline.pagerduty_webhook import PATH, SIGNATURE_HEADER, sign
 from schemas.alarm import encode_alarm
 from schemas.command import Command, Verb
 from tests.support.alarms import make_alarm
-from tests.support.clickhouse import ClickHouseServer
-from tests.support.kafka import KafkaServer, settings_for
 from tests.support.pagerduty import ROUTING_KEY, FakePagerDuty
-from tests.support.workers import Stack, running
+from tests.support.workers import Stack, free_port
 
 pytestmark = pytest.mark.kafka
 SECRET = "a secret of this test"
 
 
 @pytest.fixture
-def stack(
-    kafka: KafkaServer,
-    topic_prefix: str,
-    clickhouse_server: ClickHouseServer,
-    database: str,
-    tmp_path: Path,
-) -> Iterator[Stack]:
-    topics = TopicSettings(partitions=1, signals_partitions=1)
-    settings = settings_for(kafka.bootstrap_servers, topic_prefix, topics=topics)
-    with running(settings, clickhouse_server, database, tmp_path) as made:
-        yield made
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+def stack(start_stack: Callable[..., Stack]) -> Stack:
+    return start_stack(TopicSettings(partitions=1, signals_partitions=1))
 
 
 def tell_webhook(port: int, kind: str, event_id: str, data: dict[str, object]) -> int:

@@ -6,8 +6,7 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,10 +19,10 @@ from pipeline.sinks.references import ReferenceStore
 from pipeline.topics import connect_admin, create_topics
 from schemas.monitor import Dimension
 from tests.support.clickhouse import ClickHouseServer
-from tests.support.kafka import KafkaServer, consume, settings_for
+from tests.support.kafka import consume
 from tests.support.pagerduty import ROUTING_KEY, FakePagerDuty
 from tests.support.rollups import GROUPINGS, rollups_that_differ, total_of
-from tests.support.workers import Stack, running
+from tests.support.workers import Stack
 
 pytestmark = pytest.mark.kafka
 EVENTS = 200_000
@@ -31,20 +30,8 @@ SESSION_S = 6
 
 
 @pytest.fixture
-def stack(
-    kafka: KafkaServer,
-    topic_prefix: str,
-    clickhouse_server: ClickHouseServer,
-    database: str,
-    tmp_path: Path,
-) -> Iterator[Stack]:
-    settings = settings_for(
-        kafka.bootstrap_servers,
-        topic_prefix,
-        topics=TopicSettings(partitions=4, signals_partitions=2),
-    )
-    with running(settings, clickhouse_server, database, tmp_path) as made:
-        yield made
+def stack(start_stack: Callable[..., Stack]) -> Stack:
+    return start_stack(TopicSettings(partitions=4, signals_partitions=2))
 
 
 def chance(i: int, salt: int) -> float:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from pipeline.config import ClickHouseSettings, KafkaSettings
+import pytest
+
+from pipeline.config import ClickHouseSettings, KafkaSettings, TopicSettings
 from pipeline.sinks.clickhouse import Store
 from pipeline.topics import create_topics
 from tests.support.clickhouse import ClickHouseServer, die_with_parent
+from tests.support.kafka import KafkaServer, settings_for
+
+__all__ = ["Stack", "WorkerProcess", "free_port", "start_stack"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,13 +165,31 @@ class Stack:
         self.store.close()
 
 
-@contextmanager
-def running(
-    kafka: KafkaSettings, server: ClickHouseServer, database: str, home: Path
-) -> Iterator[Stack]:
-    """Give a stack, and leave no process behind."""
-    stack = Stack(kafka, server, database, home)
-    try:
-        yield stack
-    finally:
-        stack.close()
+@pytest.fixture
+def start_stack(
+    kafka: KafkaServer,
+    topic_prefix: str,
+    clickhouse_server: ClickHouseServer,
+    database: str,
+    tmp_path: Path,
+) -> Iterator[Callable[..., Stack]]:
+    """Return what starts the test's one stack, given `TopicSettings` and other settings of Kafka.
+
+    No process is left behind.
+    """
+    with ExitStack() as at_end:
+
+        def start(topics: TopicSettings, **settings: Any) -> Stack:
+            chosen = settings_for(kafka.bootstrap_servers, topic_prefix, topics=topics, **settings)
+            stack = Stack(chosen, clickhouse_server, database, tmp_path)
+            at_end.callback(stack.close)
+            return stack
+
+        yield start
+
+
+def free_port() -> int:
+    """Return a port of loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
