@@ -21,8 +21,9 @@ from gateway.spool import Batch, Loss, Slot, Spool
 from pipeline.config import KafkaSettings
 from pipeline.errors import KizashiError
 from pipeline.gateway_settings import EventSettings
-from pipeline.producing import pick_compression, read_head
-from pipeline.topics import client_settings, mapped_errors
+from pipeline.producers import open_producer
+from pipeline.producing import read_head
+from pipeline.topics import client_settings
 
 logger = logging.getLogger(__name__)
 
@@ -85,20 +86,14 @@ class KafkaCourier:
         return again, refused
 
     def _connect(self) -> KafkaProducer:
-        with mapped_errors(self._settings):
-            self._producer = KafkaProducer(
-                **client_settings(self._settings),
-                acks="all",
-                # A batch that is refused would end an idempotent producer; repeats are dropped
-                # by their id anyway.
-                enable_idempotence=False,
-                compression_type=pick_compression(),
-                linger_ms=_LINGER_MS,
-                max_block_ms=round(_DELIVERY_TIMEOUT_S * 1000),
-                delivery_timeout_ms=round(_DELIVERY_TIMEOUT_S * 1000),
-                request_timeout_ms=round(_DELIVERY_TIMEOUT_S * 500),
-                allow_auto_create_topics=False,
-            )
+        self._producer = open_producer(
+            self._settings,
+            patience_s=_DELIVERY_TIMEOUT_S,
+            # A batch that is refused would end an idempotent producer; repeats are dropped
+            # by their id anyway.
+            enable_idempotence=False,
+            linger_ms=_LINGER_MS,
+        )
         return self._producer
 
     def close(self) -> None:

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import StrEnum
 
-from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from msgspec import structs
 
@@ -23,11 +22,11 @@ from pipeline.config import Config
 from pipeline.errors import KizashiError, PermanentError, SinkUnavailable
 from pipeline.incidents.book import BookConfig
 from pipeline.incidents.lifecycle import carry_out
+from pipeline.producers import open_producer
 from pipeline.respond import Responder
 from pipeline.sinks.clickhouse import open_store
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import Notifier
-from pipeline.topics import client_settings, mapped_errors
 from schemas.command import Command, encode_command
 from schemas.incident import Incident
 
@@ -106,15 +105,7 @@ def publish(config: Config, command: Command) -> None:
     Raises:
         SinkUnavailable: the broker does not answer.
     """
-    with mapped_errors(config.kafka):
-        producer = KafkaProducer(
-            **client_settings(config.kafka),
-            acks="all",
-            enable_idempotence=True,
-            delivery_timeout_ms=round(SEND_TIMEOUT_S * 1000),
-            request_timeout_ms=round(SEND_TIMEOUT_S * 1000) - 1_000,
-            allow_auto_create_topics=False,
-        )
+    producer = open_producer(config.kafka, patience_s=SEND_TIMEOUT_S)
     try:
         sent = producer.send(config.kafka.alarms_topic, encode_command(command), partition=0)
         sent.get(timeout=SEND_TIMEOUT_S)

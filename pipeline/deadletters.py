@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.config import KafkaSettings
 from pipeline.errors import PermanentError, SinkUnavailable
-from pipeline.producing import pick_compression
+from pipeline.producers import open_producer
 from pipeline.sinks.deadletters import Letter
 from pipeline.topics import client_settings, mapped_errors, topic_epochs
 
@@ -120,13 +120,7 @@ def send_again(kafka: KafkaSettings, records: Sequence[tuple[Letter, bytes]]) ->
         SinkUnavailable: the broker does not take them.
     """
     with mapped_errors(kafka):
-        producer = KafkaProducer(
-            **client_settings(kafka),
-            acks="all",
-            enable_idempotence=True,
-            compression_type=pick_compression(),
-            allow_auto_create_topics=False,
-        )
+        producer = open_producer(kafka)
         try:
             waiting = [producer.send(t.topic, raw, headers=_mark(t)) for t, raw in records]
             for future in waiting:

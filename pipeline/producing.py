@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from kafka import KafkaProducer, codec
+from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from rich.console import Console
 from rich.markup import escape
@@ -38,7 +38,8 @@ from rich.progress import (
 from pipeline.config import KafkaSettings
 from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.inputs import LINE_BYTES_MAX, read_lines, size_known_bytes
-from pipeline.topics import client_settings, mapped_errors, message_bytes_max
+from pipeline.producers import open_producer
+from pipeline.topics import message_bytes_max
 
 #: What may be on its way at once. kafka-python itself puts no bound on it.
 IN_FLIGHT_BYTES_MAX = 32 * 1024 * 1024
@@ -190,14 +191,6 @@ def produce(
     return flight.report(now_s() - begin_s)
 
 
-def pick_compression() -> str | None:
-    """Return the best codec that kafka-python can write with what is installed."""
-    # Not gzip: kafka-python writes it at level 9, which costs more than the bytes are worth.
-    if codec.has_zstd():
-        return "zstd"
-    return "lz4" if codec.has_lz4() else None
-
-
 class _Flight:
     """The lines that are under way, capped in bytes, and what became of the others.
 
@@ -293,18 +286,13 @@ def _producer(
     settings: KafkaSettings, flight: _Flight, line_bytes_max: int
 ) -> Iterator[KafkaProducer]:
     """Give a producer; at the end wait until all has landed, also when the lines raised."""
-    with mapped_errors(settings):
-        producer = KafkaProducer(
-            **client_settings(settings),
-            acks="all",
-            enable_idempotence=True,
-            compression_type=pick_compression(),
-            batch_size=min(_BATCH_BYTES, line_bytes_max),
-            linger_ms=_LINGER_MS,
-            max_request_size=LINE_BYTES_MAX + _RECORD_OVERHEAD_BYTES,
-            delivery_timeout_ms=round(_DELIVERY_TIMEOUT_S * 1000),
-            allow_auto_create_topics=False,
-        )
+    producer = open_producer(
+        settings,
+        batch_size=min(_BATCH_BYTES, line_bytes_max),
+        linger_ms=_LINGER_MS,
+        max_request_size=LINE_BYTES_MAX + _RECORD_OVERHEAD_BYTES,
+        delivery_timeout_ms=round(_DELIVERY_TIMEOUT_S * 1000),
+    )
     patience_s = _ANSWER_TIMEOUT_S
     try:
         yield producer

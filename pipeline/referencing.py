@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-from kafka import KafkaProducer
 from msgspec import Struct
 
 from detectors.fingerprint import FingerprintReference
@@ -23,6 +22,7 @@ from pipeline.core.answers import ANSWER_NAMES
 from pipeline.core.reference_history import Action, Order, Standing
 from pipeline.embedding import build_embedding
 from pipeline.errors import ConfigError, Unfittable
+from pipeline.producers import open_producer
 from pipeline.references import fit_model
 from pipeline.sinks.clickhouse import open_store
 from pipeline.sinks.incidents import IncidentStore
@@ -36,7 +36,7 @@ from pipeline.sinks.references import (
 )
 from pipeline.sinks.text import json_line, printable
 from pipeline.sinks.times import to_rfc3339
-from pipeline.topics import client_settings, mapped_errors, topic_epochs
+from pipeline.topics import mapped_errors, topic_epochs
 from schemas.control import MAX_SLICES, Reset, encode_reset
 from schemas.incident import Incident
 from schemas.monitor import Dimension, parse_grouping
@@ -360,9 +360,7 @@ def reset(
     if topic not in topic_epochs(settings, [topic]):
         raise ConfigError(f"there is no topic {topic}: run kizashi init")
     with mapped_errors(settings):
-        producer = KafkaProducer(
-            **client_settings(settings), acks="all", allow_auto_create_topics=False
-        )
+        producer = open_producer(settings, patience_s=_ANSWER_TIMEOUT_S)
         try:
             partitions = sorted(producer.partitions_for(topic))
             sent = [producer.send(topic, raw, partition=p) for p in partitions]

@@ -21,8 +21,8 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 
 from pipeline.config import KafkaSettings
 from pipeline.errors import SinkUnavailable
-from pipeline.producing import pick_compression
-from pipeline.topics import client_settings, mapped_errors, message_bytes_max
+from pipeline.producers import open_producer
+from pipeline.topics import message_bytes_max
 
 logger = logging.getLogger(__name__)
 
@@ -74,19 +74,12 @@ class TopicSender:
             return self._client
 
     def _open(self) -> KafkaProducer:
-        with mapped_errors(self._settings):
-            return KafkaProducer(
-                **client_settings(self._settings),
-                acks="all",
-                enable_idempotence=True,
-                compression_type=pick_compression(),
-                linger_ms=_LINGER_MS,
-                max_block_ms=round(PATIENCE_S * 500),
-                delivery_timeout_ms=round(PATIENCE_S * 1000),
-                request_timeout_ms=round(PATIENCE_S * 500),
-                max_request_size=4 * 1024 * 1024,
-                allow_auto_create_topics=False,
-            )
+        return open_producer(
+            self._settings,
+            patience_s=PATIENCE_S,
+            linger_ms=_LINGER_MS,
+            max_request_size=4 * 1024 * 1024,
+        )
 
     def _bytes_max(self) -> int:
         found = message_bytes_max(self._settings, self._topic)

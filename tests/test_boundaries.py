@@ -68,6 +68,7 @@ SHARED = (
     "pipeline.encoders",
     "pipeline.gateway_settings",
     "pipeline.prices",
+    "pipeline.producers",
     "pipeline.producing",
     "pipeline.topics",
 )

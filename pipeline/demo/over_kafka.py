@@ -14,8 +14,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 
-from kafka import KafkaProducer
-
 from pipeline.app import TopicPublisher, build_app, build_faust
 from pipeline.broker import Broker
 from pipeline.build import build_letter_policy
@@ -24,10 +22,11 @@ from pipeline.core.chunk import ChunkCounts
 from pipeline.demo.stage import TOPIC, Stage
 from pipeline.errors import KizashiError, SinkUnavailable
 from pipeline.local import Counts
-from pipeline.producing import pick_compression, read_head
+from pipeline.producers import open_producer
+from pipeline.producing import read_head
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.incidents import IncidentStore
-from pipeline.topics import client_settings, create_topics, topic_epochs
+from pipeline.topics import create_topics, topic_epochs
 from pipeline.web.front import without_front
 from pipeline.worker import WorkerState
 from schemas.alarm import Alarm
@@ -137,9 +136,7 @@ class KafkaPipeline:
 
     def __init__(self, kafka: KafkaSettings, store: Store, worker: WorkerThread) -> None:
         self._topic = kafka.events_topic
-        self._producer = KafkaProducer(
-            **client_settings(kafka), acks="all", compression_type=pick_compression()
-        )
+        self._producer = open_producer(kafka)
         self._store = store
         self._incidents = IncidentStore(store)
         self._worker = worker
