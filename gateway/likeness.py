@@ -55,26 +55,38 @@ _SAME_FORM = (
         r"\1",
     ),
 )
+#: What asks for one certain thing, or how: with these many beginnings are the same. "What is a
+#: haiku" and "give me a haiku" are not.
+_CERTAIN = r"(?= (?:the|my|your|our|how|what|why|where|who|when|which)\b)"
+_REQUESTS = (
+    "tell|explain|give|show|write|help|translate|summari[sz]e|list|describe|suggest|recommend|find"
+    "|check|correct|convert|draft|compare|provide|create|make"
+)
 #: Ways to begin a question that ask for the same.
 _LEAD = re.compile(
-    r"(?:hi|hello|hey|good (?:morning|afternoon|evening)|excuse me|please|kindly"
-    r"|(?:can|could|would|will) you|tell me|let me know|do you know|give me|show me"
-    r"|i (?:want|need|would like) to know|what (?:is|are))(?:[\s,.!:]+|$)"
-    r"|(?:すみません(?:が)?|こんにちは|お忙しいところ|恐れ入りますが)[、。!\s]*",
+    r"(?:hi|hello|hey|good (?:morning|afternoon|evening)|excuse me)[,.!]+\s*"
+    r"|(?:please|kindly),? +(?!in\b|is\b|means?\b)"
+    rf"|(?:can|could|would|will) you +(?=(?:please|kindly|{_REQUESTS})\b)"
+    rf"|(?:tell me|let me know|do you know|give me|show me|what (?:is|are)){_CERTAIN} +"
+    r"|i (?:want|need|would like) to know +"
+    r"|(?:すみません(?:が)?|こんにちは|お忙しいところ|恐れ入りますが)[、。!,\s]+",
     re.IGNORECASE,
 )
+#: Only behind a mark: "how do you say please" asks for something else.
 _TAIL = re.compile(
-    r"\b(?:please|thanks|thank you)(?: (?:a lot|so much|very much))?$"
-    r"|(?:よろしく)?(?:お願い(?:いた|致)?します|おねがいします)$"
-    r"|(?:を|について)?(?:教え|おしえ)て$|(?:とは)?(?:何|なん|なに)?(?:です|でしょう)か$|です$",
+    r"[,.!?;:]\s*(?:please|thanks|thank you)(?: (?:a lot|so much|very much))?$"
+    r"|(?:よろしく|[。!?]\s*)(?:お願い(?:いた|致)?します|おねがいします)$"
+    r"|(?:を|について)?(?:教え|おしえ)て$|(?:とは|は|って)(?:何|なん|なに)(?:です|でしょう)か$"
+    r"|(?:です|でしょう)か$|です$",
     re.IGNORECASE,
 )
 _ENDING = " \t\n.,!?;:。、・…"
 _PARTICLE = re.compile(r"(?:とは|って|は|を)$")
-_ARTICLES = re.compile(r"\b(?:an?|the|please|kindly) +")
+#: But "a few" is not "few".
+_ARTICLES = re.compile(r"\b(?:an?|the) +(?!few\b|little\b)")
 #: Marks count where they stand inside of something: 3.5, list.sort, 12:30.
 _MARKS = re.compile(r"[,.!?;:…]+(?=\s|$)|[、。]")
-_LIGHT = re.compile(r"(?<!\S)(?:is|are|am|be|do|does|of|that|which|there|also|just|and)(?!\S)")
+_LIGHT = re.compile(r"(?<!\S)(?:is|are|of|also|just|and)(?!\S)")
 #: A question has few layers of politeness.
 _LAYERS = 6
 
@@ -149,8 +161,8 @@ _LINES = (
     "january february march april june july august september october november december",
     "spring summer autumn fall winter week month year morning evening night noon",
     # Who, when, and whose
-    "who whom whose when where why how my mine your yours his her hers its our their was were did",
-    "will should must may",
+    "who whom whose which when where why how my mine your yours his her hers its our",
+    "their was were did will should must may",
 )
 _TOLD = frozenset(word for line in _LINES for word in line.split())
 _JA_NEGATION = re.compile(r"ない|ません|なく|なかっ|ずに|いけ|ぬ$")
