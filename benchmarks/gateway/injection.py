@@ -29,7 +29,7 @@ from scipy.stats import beta
 
 from gateway.injection import weigh
 
-HALVES = {half: Path(__file__).with_name(f"injection_{half}.txt") for half in ("dev", "held")}
+HALVES = {half: Path(__file__).with_name(f"injection_{half}.txt") for half in ("dev", "held", "fresh")}
 #: Files of real prompts, and the key of the prompt in their lines.
 PROMPTS = {
     "alpaca_eval": "prompt",
@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a folder of real prompts")
     parser.add_argument("--others", type=Path, nargs="*", default=[], help="tables of texts")
-    parser.add_argument("--halves", default="dev,held")
+    parser.add_argument("--halves", default="dev,held,fresh")
     parser.add_argument("--faults", action="store_true")
     given = parser.parse_args()
     halves = {half: list(read_corpus(HALVES[half])) for half in given.halves.split(",")}
