@@ -10,7 +10,7 @@ It knows what attacks look like, not what they mean: docs/gateway.md says how ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import re2
@@ -130,7 +130,9 @@ def _windows(triggers: re2._Regexp, utf8: bytes) -> Iterator[tuple[int, int]]:
 def _weigh_window(flat: bytes, lined: bytes) -> Evidence:
     if (quiet := _without_quotes(flat)) != flat:
         flat = lined = quiet
-    return _add_up([*_matching(FLAT, flat), *_matching(LINED, lined)], flat)
+    squeezed = squeeze(flat.decode("utf-8", "ignore")).encode()
+    found = (*_matching(FLAT, flat), *_matching(LINED, lined), *_matching(SQUEEZED, squeezed))
+    return _add_up(found, flat)
 
 
 def _without_quotes(text: bytes) -> bytes:
@@ -146,7 +148,7 @@ def _matching(patterns: tuple[Pattern, ...], utf8: bytes) -> list[Pattern]:
     return [each for each in patterns if each.regex.search(utf8) is not None]
 
 
-def _add_up(found: list[Pattern], around: bytes) -> Evidence:
+def _add_up(found: Sequence[Pattern], around: bytes) -> Evidence:
     if not found:
         return NOTHING
     families: dict[Family, float] = {}

@@ -39,7 +39,8 @@ _WORDS: dict[str, str] = {
     "w8": r"(?:[\w',\"-]{1,24} ){0,8}",
     "ignore": (
         r"\b(?:ignor(?:e|es|ing)|disregard(?:s|ing)?|forget(?:ting)?|overrid(?:e|es|ing)"
-        r"|overwrite|bypass(?:es|ing)?|drop|scrap|cancel|discard|erase|neglect|dismiss|abandon"
+        r"|overwrite|bypass(?:es|ing)?|drop|scrap|cancel|discard|erase|wipe|neglect|dismiss"
+        r"|abandon"
         r"|(?:don'?t|do not|never|stop|not|no longer) (?:(?:have to|need to) )?(?:follow|obey|"
         r"following|obeying|pay(?:ing)? attention to|adher(?:e|ing) to|comply with|listen to)"
         r"|set aside|throw (?:away|out)|pay no attention to)"
@@ -105,13 +106,20 @@ FLAT: tuple[Pattern, ...] = (
         r"<ignore> <w4><before> <w4><told>\b",
         r"<ignore> <w2>system (?:prompt|message|instructions)\b",
         r"<ignore> <w2>(?:your|the system'?s?|its) <w2><told>\b",
-        r"<ignore> <w2><told> (?:above|before|you (?:got|were|have been|had)|that (?:were|came))",
+        r"<ignore> <w2><told> (?:above|before|you(?:'ve| have) been|you (?:got|were|had)"
+        r"|that (?:were|came))",
         r"<ignore> (?:the|everything|all|anything|what(?:ever)?)(?: (?:is|was|stands))? above"
         r"(?: and|,? instead|\.| this)",
         r"<ignore> (?:the above|(?:everything|all|anything|what(?:ever)?) (?:that )?"
         r"(?:you|i|they|he|we|was|had|were)(?:'ve| have| had| has)?(?: been| were)? ?"
         r"(?:told|said to you|instructed|taught|given|trained))\b",
         r"<ignore> what was said",
+        r"<ignore> <w4><told> <w4>(?:you (?:received|have|got)|from (?:your|the) (?:operator"
+        r"|developer)"
+        r"|in (?:your )?memory)",
+        r"\bmy (?:instructions|orders|commands) <w2>(?:take precedence|override|outrank|come first"
+        r"|(?:have|take) priority)",
+        r"\b(?:ignore|disregard|forget) (?:all|any|every)(?: of)?(?: the| these| those)? <told>\b",
         r"<ignore> <w4><rule> <w2>(?:you (?:were|have|had|got|are)|(?:above|your developers?))",
         r"\b(?:ignore|disregard|forget|override|bypass|(?:don'?t|do not"
         r"|stop) follow(?:ing)?) (?:all |any |of )*"
@@ -120,9 +128,14 @@ FLAT: tuple[Pattern, ...] = (
     *_p(
         Family.OVERRIDE,
         0.7,
-        r"<ignore> <w4><before> <w2><rule>\b",
+        r"<rule> <w8>(?:don'?t|do not|no longer) (?:apply|count|matter)",
+        r"\b(?:stop|don'?t|no longer|needn'?t) follow(?:ing)? (?:the |your |any )?(?:\w+'?s? )?"
+        r"(?:policy|rules|guidelines)\b",
         r"<ignore> <w4><standing> <w2><told>\b",
-        r"<ignore> (?:everything|all|anything)(?: of)?(?: the)? (?:above|before|so far)\b",
+        r"\b(?:ignore|disregard|forget) (?:everything|all|anything)(?: of)?(?: the)?"
+        r" (?:above|before|so far)\b",
+        r"\b(?:ignore|disregard|forget|cancel) (?:all|any|every|your)(?: of)?(?: the)? <before>"
+        r" (?:orders|commands|rules|policies)",
         r"<before> <w2>(?:<told>|<rule>|context|conversation|messages?) <w2>(?:is|are|was|were)"
         r"(?: now| only)? <w4>(?:void|invalid|valid|outdated|obsolete|cancel\w*|suspended|over"
         r"|revoked|test|lifted|replaced)",
@@ -141,8 +154,7 @@ FLAT: tuple[Pattern, ...] = (
         r"|obey (?:only )?me\b|you (?:now )?(?:work for|answer to|obey) (?:only )?(?:me"
         r"|this user)",
         r"\b(?:follow|obey) (?:only )?(?:mine|my (?:commands|orders|instructions|rules))",
-        r"<rule> <w4>(?:don'?t|do not|no longer) (?:apply|count|matter)",
-        r"(?:with no|without|free of) rules\b",
+        r"<ignore> <w4><before> <w2><rule>\b",
         r"\bsay \"?(?:i have been )?(?:hacked|pwned|owned)|print \"?(?:owned|pwned|hacked)",
     ),
     *_p(
@@ -150,6 +162,8 @@ FLAT: tuple[Pattern, ...] = (
         0.3,
         r"\bfrom (?:now on|here on|this (?:point|moment))\b",
         r"\bnew (?:task|role|plan)\b",
+        r"\b(?:wait for|obey|follow) my (?:orders|commands|instructions)",
+        r"\bgiven (?:to you )?(?:so far|above|before)",
         r"\binstead\b",
         r"\b(?:i'?m|i am|as) (?:the|your|an) (?:admin|administrator|developer|engineer|owner)",
         r"<ignore>",
@@ -161,6 +175,7 @@ FLAT: tuple[Pattern, ...] = (
         r"<reveal> <w8>(?:your|its) <w4><secret> <w2><script>",
         r"<say> <w4>(?:the|this) (?:hidden|secret|internal|confidential|initial|original|system)"
         r" <w2>(?:prompt|instructions)\b",
+        r"\bwhat (?:does|do) <w2>your (?:system )?(?:prompt|instructions) (?:say|tell|contain)",
         r"\bwhat(?:'s| is| are| was| were) <w2>your <w2><secret> <w2><script>",
         r"<say> <w8>your (?:\w+ )?prompt\b",
         r"\b(?:repeat|print|output|copy|paste|show|return|recite|display|give me) <w4>"
@@ -174,6 +189,13 @@ FLAT: tuple[Pattern, ...] = (
         0.7,
         r"<reveal> <w4>your (?:\w+ )?(?:instructions|configuration|directives|rules|guidelines)",
         r"starting with \"?you are",
+        r"<say> <w4>system (?:message|prompt)\b",
+        r"\b(?:prompt|instructions|text|rules) (?:that )?(?:your|the) developers? <w2>"
+        r"(?:wrote|gave|put|made)",
+        r"\bwhich instructions (?:did you|were you|have you) (?:get|given|receive|been)",
+        r"\bfirst thing <w4>(?:conversation|chat|prompt)",
+        r"(?:rules|instructions|guidelines) (?:that )?you(?:'ve| have| were)? (?:been )?given",
+        r"\b(?:secret|hidden|initial|system) instructions <w4>(?:configured|given|programmed)",
         r"\bwhat (?:were|are|did) (?:you|they) (?:told|instructed|tell you|asked) (?:not )?to",
         r"\btext <w4>(?:in front of|before|at the (?:top|start|beginning)|developers?) ",
         r"contents? of (?:your|the) (?:context|memory|prompt)",
@@ -184,8 +206,10 @@ FLAT: tuple[Pattern, ...] = (
         0.4,
         r"\b(?:verbatim|word for word|unedited|in full|exactly as|exact (?:text|words))\b",
         r"\bstart(?:ing)? with \"",
+        r"\bfrom the (?:beginning|start|top)\b",
         r"\byou (?:were|have been|'ve been) (?:given|told|configured)",
         r"\bin a code block\b",
+        r"\bfull text\b|no summary|unabridged|you were (?:initiali[sz]ed|configured|started)",
     ),
     # --- Jailbreak ------------------------------------------------------------------------
     *_p(
@@ -222,7 +246,8 @@ FLAT: tuple[Pattern, ...] = (
         r"|legal or not|no matter how (?:unethical|illegal|harmful|immoral)",
         r"\b(?:restrictions?|filters?|limits?|polic(?:y|ies)|guidelines|checks|rules) <w2>(?:are"
         r"|is|were|was"
-        r"|(?:has|have) been) (?:all |now )?(?:off|removed|lifted|disabled|suspended|gone|void)",
+        r"|(?:has|have) been) (?:all |now )?(?:off|removed|lifted|disabled|suspended|revoked"
+        r"|gone|void)",
         r"\bnever (?:apologi[sz]e|warn)|without (?:warnings?|moral\w*|judg\w*)",
         r"\b(?:you are|you're|as|act as|be) (?:an? |the )?(?:evil|opposite)\b",
         r"\b(?:late|deceased|dead) grand(?:ma|mother|pa|father)",
@@ -254,10 +279,10 @@ FLAT: tuple[Pattern, ...] = (
         Family.DELIMITER,
         0.6,
         r"\[/?inst\]",
-        r"</(?:system|admin|user_message|user_input)>",
+        r"</(?:system|admin|user_message|user_input|システム|ユーザー)>",
         r"<(?:system|admin)(?:_message|_prompt)?> ?(?:new|you|the (?:user|assistant)|obey|ignore)",
         r"\"role\" ?: ?\"(?:system|developer)\" ?, ?\"content\" ?: ?\"[^\"]{0,200}"
-        r"(?:ignore|limit|restrict|comply|obey|guideline|every)",
+        r"(?:ignore|limit|restrict|comply|obey|guideline|every|制限|無視|従)",
         r"\"\}\]\}?",
         r"\[(?:system|admin|developer)\]",
         r"```system\b",
@@ -268,15 +293,33 @@ FLAT: tuple[Pattern, ...] = (
         0.7,
         r"\b(?:attention|notes? to|dear|hey|hello|important for|messages? (?:to|for)|notice to"
         r"|instructions? (?:to|for)|system message to) <w2><reader>\b",
-        r"\b<reader> (?:reading|processing|summari[sz]ing|analy[sz]ing|parsing|evaluating"
+        r"\b<reader> (?:reading|processing|handling|reviewing|checking|summari[sz]ing"
+        r"|analy[sz]ing|parsing|evaluating"
         r"|(?:that|who|which) (?:reads?|process|summari))",
-        r"\bif (?:you are|you're|an?|the) (?:an? )?(?:\w+ ){0,2}<reader>\b",
+        r"\bif (?:you are|you're|an?|the) (?:an? )?(?:\w+ ){0,2}<reader>"
+        r"(?:[,.:;]|$| (?:reading|process|assistant|agent|model|system|tool|coding|and |is "
+        r"|that |who ))",
         r"<!-- ?(?:\w+[ ,:]+){0,6}<reader>\b",
         r"\b(?:do not|don'?t|never|without) (?:(?:let|tell|mention|inform|alert|ask|reveal"
         r"|show)\w*"
         r" )(?:\w+ ){0,4}(?:user|reader|customer|owner|human|confirmation|permission)s?\b",
         r"\b(?:when|once|before|while) (?:you|the assistant|the ai|an ai|an llm)"
         r" (?:\w+ )?(?:reads?|process|summari[sz]e|answer)(?:es|s)?\b",
+    ),
+    *_p(
+        Family.EXTRACTION,
+        0.5,
+        r"<say> <w2>(?:the |your )?configuration\b",
+        r"\bwrote your (?:configuration|prompt|instructions)|developers? (?:wrote|put)",
+    ),
+    *_p(
+        Family.INDIRECT,
+        0.5,
+        r"\bsystem override\b",
+        r"\b<reader> instructions? ?:",
+        r"\b(?:llms?|language models?|ai (?:agent|assistant|model|system|reviewer|recruiter"
+        r"|tool)s?)"
+        r" (?:\w+ )?(?:must|should|shall|are to)\b",
     ),
     *_p(Family.INDIRECT, 0.5, r"(?:^|[.:;\]>-] )(?:ai )?<reader>[:,] "),
     *_p(
@@ -312,7 +355,8 @@ FLAT: tuple[Pattern, ...] = (
         r"\b(?:ignor\w*|olvid\w*|omite|dimentica|esquec\w*|desconsider\w*)\b.{0,20}"
         r"(?:instruc\w*|istruzioni|reglas|regras|regole|ordenes) .{0,12}(?:anterior|previ|preced)",
         r"(?:игнориру|забуд|не следу).{0,40}(?:инструкц|указани|правил|команд)",
-        r"(?:忽略|无视|無視|忘记|忘記|忽視).{0,12}(?:指令|指示|命令|规则|提示词|規則|提示)",
+        r"(?:忽略|无视|無視|忘记|忘記|忽視)(?:之前|以上|所有|前面|先前|你|全部|掉).{0,12}(?:指令"
+        r"|指示|命令|规则|提示词|規則|提示)",
         r"(?:지시|명령|지침|규칙|프롬프트).{0,12}(?:무시|잊)|(?:무시|잊).{0,20}(?:지시|명령|지침)",
     ),
     *_p(
@@ -329,23 +373,27 @@ LINED: tuple[Pattern, ...] = (
     # As people paste a chat, too.
     *_p(
         Family.DELIMITER,
-        0.5,
+        0.3,
         r"(?:^|\n) ?(?:assistant|アシスタント) ?[:：](?:.|\n){0,300}\n ?(?:user|human"
         r"|ユーザー?) ?[:：]",
     ),
     *_p(
         Family.DELIMITER,
         0.6,
-        r"(?:^|\n) ?[#\[(【*=<-]{1,10} ?(?:new )?(?:system|admin|developer|システム|管理者)"
+        r"(?:^|\n) ?[#\[(【*=-]{1,10} ?(?:new )?(?:system|admin|developer|システム|管理者)"
         r" ?(?:message|prompt|note|override|instructions?|update|通知|メッセージ)?s?"
         r" ?[\])】:：#*>=-]",
-        r"(?:^|\n) ?(?:system|システム)(?: (?:note|message|override|update)|通知|上書き)? ?[:：]",
+        r"(?:^|\n) ?(?:system|システム)(?: (?:note|message|override|update)|通知|上書き)? ?[:：]"
+        r"[^\n]{0,80}(?:you |restrict|polic|instruct|obey|reveal|filter|safety| mode|rules"
+        r"|verified"
+        r"|suspend|指示|制限|方針|開示|従|停止|解除|モード|安全)",
     ),
     *_p(
         Family.DELIMITER,
         0.3,
         r"\n ?(?:#+ ?)?(?:user|human|ユーザー?) ?[:：]",
         r"</(?:user|instructions?|prompt|context|document)>",
+        r"<(?:system|admin|システム)>",
         r"\n ?-{3,} ?(?:\n|$)(?:.|\n){0,40}(?:system|システム|指示)",
         r"(?:^|\n) ?assistant ?: (?:sure|ok|of course|certainly|yes|hello)",
         r"policy (?:is|was|has been) (?:suspended|lifted|disabled)|方針は停止|制限が解除",
@@ -357,7 +405,7 @@ _J: dict[str, str] = {
     "この前": (
         r"(?:これまで|今まで|いままで|以前|前の|前に|先の|先ほど|先程|さっき|上記|上の|上に"
         r"|これより|ここまで"
-        r"|最初|もともと|元の|与えられ|設定された|書かれた|受けた|すべての|全ての|全部の"
+        r"|最初|もともと|元の|与えられ|設定された|記憶して|書かれた|受けた|すべての|全ての|全部の"
         r"|あらゆる|previous|prior|above)"
     ),
     "指示": (
@@ -372,7 +420,8 @@ _J: dict[str, str] = {
     "無視": (
         r"(?:(?:無視|破棄|解除)(?:し(?:[^なま]|$)|せよ|する|で)|忘れ(?:て|ろ|る|なさい|去)"
         r"|取り消(?:し|す|せ)"
-        r"|キャンセル|リセット|上書き|無効|従わな|従うな|守らな|守るな|気にしな|捨て|放棄|回避し"
+        r"|キャンセル|リセット|上書き|無効|従わな|従うな|守らな|守るな|気にしな|脇に置"
+        r"|聞かなくて|消去|撤回|捨て|放棄|回避し"
         r"|なし(?:ね|に|で)|ignore|forget|disregard)"
     ),
     "見せて": (
@@ -382,7 +431,8 @@ _J: dict[str, str] = {
         r"|さらして|箇条書き)"
     ),
     "どう": (
-        r"(?:すべて|全て|全部|そのまま|全文|私に|ここに|一字一句|省略せずに|英語に|日本語で"
+        r"(?:すべて|全て|全部|そのまま|全文|私に|ここに|コードブロックで|一字一句|省略せずに"
+        r"|英語に|日本語で"
         r"|原文で|今すぐ)*"
     ),
     "相手": (
@@ -420,12 +470,15 @@ SQUEEZED: tuple[Pattern, ...] = (
         r"|systemprompt).{0,6}<無視>",
         r"<無視>.{0,10}(?:私|俺|僕|わたし|この)(?:の(?:命令|指示|言うこと)|だけ).{0,6}(?:従|聞"
         r"|守)",
+        r"(?:私|俺|僕)の(?:指示|命令).{0,20}(?:優先|上位)",
         r"<指示>.{0,10}<無視>.{0,20}(?:代わりに|教えて|従|出力|答え|実行)",
     ),
     *_j(
         Family.OVERRIDE,
         0.7,
         r"<この前>.{0,14}<決まり>.{0,14}<無視>",
+        r"(?:運営|開発者|会社|管理者)の(?:方針|ルール|指示|規則|注意|ガイドライン).{0,8}<無視>",
+        r"(?:言われ|書かれ).{0,10}(?:なし|無視|忘れ)",
         r"(?:安全|コンテンツ|倫理)(?:上の)?(?:フィルター?|機能|装置|ポリシー|対策).{0,6}<無視>",
         r"(?:以前|これまで|前)の(?:指示|命令|ルール|方針).{0,8}(?:無効|有効で(?:は)?(?:な|あり)"
         r"|停止|古い|終わり)",
@@ -464,6 +517,10 @@ SQUEEZED: tuple[Pattern, ...] = (
         r"|ている))?(?:システム|初期|内部|元の)?"
         r"(?:プロンプト|指示文?|設定文|内部指示|system ?prompt)(?:の?(?:全文|内容))?(?:を"
         r"|は)?<どう>を?<見せて>",
+        r"(?:システムプロンプト|システムメッセージ|初期プロンプト)の(?:中身|内容)(?:は"
+        r"|って)(?:何|なに)",
+        r"プロンプト(?:の)?全文.{0,14}<見せて>",
+        r"(?:言うな|見せるな)(?:って|と)(?:言われ|書かれ).{0,14}<見せて>",
         r"(?:あなた|君)の.{0,4}(?:プロンプト|システムメッセージ|初期設定|内部指示)(?:は"
         r"|って)(?:何|なに)",
         r"(?:上|前|先頭|最初)(?:の|に(?:書かれ(?:た|ている)|ある))(?:文章?|テキスト|内容"
@@ -479,15 +536,24 @@ SQUEEZED: tuple[Pattern, ...] = (
         r"(?:より|から)?上に書かれ(?:ている|た).{0,8}<見せて>",
         r"(?:初期設定|内部設定|内部の設定|設定内容|設定文|内部指示).{0,8}<見せて>",
         r"(?:守るよう|従うよう)に?言われ.{0,20}(?:原文|全部|すべて|箇条書き|教えて)",
-        r"(?:言うな|見せるな|言ってはいけない|言っちゃいけない)(?:って|と)(?:言われ"
+        r"(?:言ってはいけない|言っちゃいけない)(?:って|と)(?:言われ"
         r"|書かれ).{0,14}<見せて>",
-        r"プロンプト(?:の)?全文",
+        r"(?:この)?会話の.{0,8}最初に?書かれ",
+        r"(?:あなたの|君の|あなたに|君に|初期化|隠し|隠された|与えられ|渡され|設定されて"
+        r"|開発者が).{0,16}"
+        r"(?:指示|プロンプト|メッセージ|ルール|設定).{0,20}(?:全文|引用|原文|そのまま|繰り返"
+        r"|表示|コピー"
+        r"|見せ|出力|要約せず)",
+        r"どんな(?:指示|命令|プロンプト)を(?:受け|与えられ|もらい|渡され)",
+        r"内部の?(?:指示|設定|プロンプト).{0,20}(?:要約|原文|示し)",
     ),
     *_j(
         Family.EXTRACTION,
         0.4,
         r"一字一句|原文のまま|そのまま(?:出力|コピペ|貼)|省略せずに",
         r"(?:この)?会話の.{0,6}最初",
+        r"全文|引用して|原文|要約せず|バッククォート|与えられた通り",
+        r"秘密の(?:指示|ルール)|設定を書いた|(?:開発者|管理者|エンジニア)です",
         r"秘密を(?:教え|話)",
     ),
     *_j(
@@ -505,6 +571,8 @@ SQUEEZED: tuple[Pattern, ...] = (
         r"(?:無検閲|無修正|検閲のない|無制限|悪の|非道徳的な|フィルターのない)(?:の)?<相手>",
         r"開発者モード.{0,20}(?:制限|無効|ポリシー|何でも|了解)",
         r"(?:何|なん)でも(?:できて|できる).{0,12}(?:制限|ルール|ガイドライン|断)",
+        r"(?:制約|制限|ルール|規則)から(?:解放|自由)",
+        r"安全(?:装置|機能|フィルター?).{0,4}(?:外し|解除|停止|無効|オフ)",
         r"違法.{0,14}(?:必ず|答え)|非倫理的.{0,14}(?:必ず|答え)",
     ),
     *_j(
@@ -519,6 +587,8 @@ SQUEEZED: tuple[Pattern, ...] = (
         r"(?:開発者モード|無制限モード|脱獄モード).{0,4}(?:有効|オン|起動|開始)",
         r"(?:警告|謝罪|注意|安全の話).{0,8}(?:なし|しない|しないで)",
         r"(?:無制限|制限なしの?)モード",
+        r"(?:何|なん)でも(?:できる|言う|答える|話す)",
+        r"(?:ガイドライン|ルール|規約)を?守(?:り?ません|らない)",
         r"はい.{0,4}(?:ガイドライン|ルール|制限|指示)を?無視します",
         r"できません.{0,6}(?:言ってはいけ|言うな)",
     ),
@@ -526,6 +596,7 @@ SQUEEZED: tuple[Pattern, ...] = (
         Family.JAILBREAK,
         0.3,
         r"(?:として|になりきって|のふりをし|を演じ|ロールプレイ|振る舞)",
+        r"本当の(?:君|あなた|自分)|逆の自分",
         r"役を.{0,4}崩さ|役になりき",
         r"<相手>(?:です|だ|として|に(?:なっ|なり)|を演じ|のふり)",
         r"(?:あなた|君|お前)は(?:今から|今)?",
@@ -533,7 +604,8 @@ SQUEEZED: tuple[Pattern, ...] = (
     *_j(
         Family.DELIMITER,
         0.6,
-        r"(?:指示|プロンプト|入力)(?:ここまで|終わり|終了)",
+        r"(?:指示|プロンプト|入力|文書|資料)(?:ここまで|終わり|終了)",
+        r"新しいシステム(?:指示|命令|プロンプト)",
         r"システム(?:上書き|通知|メッセージ)?(?:新しい指示|新方針|このユーザー|以前の方針"
         r"|安全機能)",
         r"以下が本当",
@@ -541,8 +613,12 @@ SQUEEZED: tuple[Pattern, ...] = (
     *_j(
         Family.INDIRECT,
         0.7,
-        r"(?:この)?(?:文書|ページ|メール|文章|履歴書|論文|記事|レビュー|資料)(?:を|の).{0,8}"
+        r"(?:この)?(?:文書|ページ|メール|文章|履歴書|論文|記事|レビュー|資料|チケット|予定|課題"
+        r"|コード)(?:を|の).{0,8}"
         r"(?:読(?:んで|む|み)|処理|要約|分析|解析)[^。]{0,12}<相手>",
+        r"ai(?:査読者|採用担当|審査員|レビュアー?)へ",
+        r"ai.{0,6}への?(?:注意?|指示|お願い)",
+        r"システム上書き",
         r"<相手>へ(?:の(?:注意|注|指示|お願い|重要))?",
         r"(?:あなた|君)が(?:もし)?(?:大規模)?(?:言語モデル|ai|チャットボット|llm)(?:なら"
         r"|であれば|の場合)",
@@ -557,7 +633,7 @@ SQUEEZED: tuple[Pattern, ...] = (
         r"(?:確認せず|許可なく|無断で|知らせずに|回答する前に)",
         r"(?:必ず|最優先で).{0,12}(?:一位|推薦|星|評価|採用)|高く評価|星5|勧め|優れていると",
         r"(?:触れない|要約せず|言及しない)",
-        r"(?:コマンド|rmrf|deletefiles|sendemail|[a-z]{3,10}を呼び出)",
+        r"(?:コマンド|rmrf|curl|deletefiles|sendemail|[a-z]{3,10}を呼び出)",
         r"(?:他の|ユーザーの|評価)(?:レビュー|質問|基準).{0,4}無視",
         r"タスクが変更|新しい任務|隠しテキスト",
         r"重要(?:な指示)?このメール|重要な指示",
@@ -575,7 +651,8 @@ TRIGGERS = re2.compile(
     r"|<!--|verbatim|word for word|told|reveal|\bllm|\bai\b|assistant|language model|chat ?bot|gpt"
     r"|agent|must|never|without|hidden|инструкц|указани|忽略|无视|無視|忘记|忘記|忽視|지시|명령"
     r"|지침"
-    r"|vergiss|missacht|oubli|olvid|dimentica|esquec|システム|アシスタント|ユーザ"
+    r"|vergiss|missacht|oubli|olvid|dimentica|esquec|システム|アシスタント|ユーザ|指示|命令"
+    r"|プロンプト|制限"
 )
 TRIGGERS_SQUEEZED = re2.compile(
     r"ignore(?:a[il]{2}|the|your|any|prev)|disregard|forget(?:a[il]{2}|your|every)"
@@ -584,13 +661,16 @@ TRIGGERS_SQUEEZED = re2.compile(
     r"|ガイドライン|方針|ポリシー|設定|プログラム|言語モデル|アシスタント|ai|dan|llm"
     r"|チャットボット|エージェント|脱獄"
     r"|ジェイル|開発者|検閲|倫理|道徳|断|無視|忘れ|秘密|最初|システム|ユーザー|利用者|読者|拒否"
-    r"|文脈|違法|できません|上の|上に|フィルター|回避|書かれ|安全|断ら"
+    r"|文脈|違法|できません|上の|上に|フィルター|回避|書かれ|言われ|言うこと|安全|断ら|設定文"
+    r"|何でも"
     r"|instruct|prompt"
 )
 
 #: Speech about such texts: what is then quoted is not meant.
 TALK_ABOUT = re2.compile(
-    r"injection|jailbreak|attack|classif|detect|phrase|mean|explain|example|train|security|why"
+    r"typed|wrote \"|said \"|somebody|prevent|flagged|scanner|the (?:text|words|line) \"|と書くと"
+    r"|と(?:言った|入力|打った|書いた)|injection|jailbreak|attack|classif|detect|phrase|mean"
+    r"|explain|example|train|security|why"
     r"|what happens|log |logs|students|translate|rephrase|rewrite|improve|shorten|shorter|grammar"
     r"|review|better|fix|draft|my (?:system )?prompt|difference|write a|とは|という|攻撃|検出"
     r"|検知|説明|なぜ"

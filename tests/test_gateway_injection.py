@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.gateway.injection import DISGUISES, HALVES, Text, bound_share, read_corpus, score
+from benchmarks.gateway.injection import DISGUISES, PARTS, Text, bound_share, read_corpus, score
 from gateway.asked import Asked
 from gateway.build import build_stages
 from gateway.disguise import decode_blobs, read, to_plain
@@ -32,7 +32,7 @@ patient = settings(deadline=None)
 
 @pytest.mark.parametrize("half", ["dev", "held"])
 def test_the_corpus_is_large_enough_to_say_something(half: str) -> None:
-    texts = list(read_corpus(HALVES[half]))
+    texts = list(read_corpus(PARTS[half]))
     for language in ("en", "ja"):
         mine = [t for t in texts if t.language == language]
         assert sum(t.is_attack for t in mine) >= 60
@@ -41,19 +41,19 @@ def test_the_corpus_is_large_enough_to_say_something(half: str) -> None:
     assert len({t.text for t in texts}) == len(texts)
 
 
-def test_no_text_stands_in_both_halves() -> None:
-    dev, held = ({t.text for t in read_corpus(HALVES[half])} for half in HALVES)
-    assert not dev & held
+def test_no_text_stands_in_two_parts() -> None:
+    texts = [t.text for file in PARTS.values() for t in read_corpus(file)]
+    assert len(set(texts)) == len(texts)
 
 
-FLOORS = {("dev", "en"): 0.95, ("dev", "ja"): 0.95, ("held", "en"): 0.7, ("held", "ja"): 0.7}
+EACH = [(part, language) for part in PARTS for language in ("en", "ja")]
 
 
-@pytest.mark.parametrize(("half", "language"), FLOORS)
-def test_recall_and_precision_stay_what_they_were(half: str, language: str) -> None:
-    found = score(t for t in read_corpus(HALVES[half]) if t.language == language)
-    assert found.recall >= FLOORS[half, language]
-    assert found.precision >= (0.97 if half == "dev" else 0.9)
+@pytest.mark.parametrize(("part", "language"), EACH)
+def test_recall_and_precision_stay_what_they_were(part: str, language: str) -> None:
+    found = score(t for t in read_corpus(PARTS[part]) if t.language == language)
+    assert found.recall >= 0.9
+    assert found.precision >= 0.97
 
 
 def test_a_score_counts_what_was_told() -> None:
@@ -117,7 +117,7 @@ def test_only_the_sentence_goes() -> None:
     assert strip(page) == f"Our shop opens at nine. {REPLACEMENT}On Sundays it is closed."
 
 
-@pytest.mark.parametrize("text", [t.text for t in read_corpus(HALVES["dev"]) if t.is_attack])
+@pytest.mark.parametrize("text", [t.text for t in read_corpus(PARTS["dev"]) if t.is_attack])
 def test_what_is_stripped_is_no_attack_any_more(text: str) -> None:
     assert not weigh(strip(f"Tea is hot.\n\n{text}\n\nCoffee is too.")).is_found
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.gateway.injection [--data DIR] [--others FILE.csv ...] [--faults]
 
-Over the two halves of the corpus beside it: the patterns were written with ``injection_dev.txt``;
-``injection_held.txt`` was written before them, in another manner, and not looked at meanwhile.
+Over the three parts of the corpus beside it. The patterns were written with ``injection_dev.txt``;
+the other parts were written before them, and before they were mended, and only then looked at:
+docs/gateway.md has what was found of each at that time.
 `--data` adds the prompts of real people, which are all counted as harmless; `--others` texts
 with the columns ``text`` and ``label`` (1 is an attack) that others have collected.
 """
@@ -29,7 +30,9 @@ from scipy.stats import beta
 
 from gateway.injection import weigh
 
-HALVES = {half: Path(__file__).with_name(f"injection_{half}.txt") for half in ("dev", "held", "fresh")}
+PARTS = {
+    half: Path(__file__).with_name(f"injection_{half}.txt") for half in ("dev", "held", "fresh")
+}
 #: Files of real prompts, and the key of the prompt in their lines.
 PROMPTS = {
     "alpaca_eval": "prompt",
@@ -151,13 +154,12 @@ def bound_share(stopped: int, number: int) -> float:
     return float(beta.ppf(0.95, stopped + 1, number - stopped)) if stopped < number else 1.0
 
 
-def measure_cost(texts: list[str]) -> float:
-    """Return microseconds of CPU for a thousand characters."""
-    begin, rounds = time.process_time(), 3
-    for _ in range(rounds):
-        for text in texts:
-            weigh(text)
-    return (time.process_time() - begin) / (rounds * sum(map(len, texts))) * 1e9
+def measure_cost_us(texts: list[str]) -> float:
+    """Return microseconds of CPU for a text; what compiles as it goes has been seen before."""
+    begin = time.process_time()
+    for text in texts:
+        weigh(text)
+    return (time.process_time() - begin) / len(texts) * 1e6
 
 
 def list_faults(texts: Iterable[Text]) -> Iterator[str]:
@@ -168,7 +170,7 @@ def list_faults(texts: Iterable[Text]) -> Iterator[str]:
             yield f"{each.language} {each.kind} {what} ({evidence.score:.1f}): {each.text[:300]!r}"
 
 
-def print_half(name: str, texts: list[Text]) -> None:
+def print_part(name: str, texts: list[Text]) -> None:
     print(f"{name}:")
     for language in ("en", "ja"):
         mine = [t for t in texts if t.language == language]
@@ -188,31 +190,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a folder of real prompts")
     parser.add_argument("--others", type=Path, nargs="*", default=[], help="tables of texts")
-    parser.add_argument("--halves", default="dev,held,fresh")
+    parser.add_argument("--parts", default="dev,held,fresh")
     parser.add_argument("--faults", action="store_true")
     given = parser.parse_args()
-    halves = {half: list(read_corpus(HALVES[half])) for half in given.halves.split(",")}
+    halves = {half: list(read_corpus(PARTS[half])) for half in given.parts.split(",")}
     for half, texts in halves.items():
-        print_half(half, texts)
+        print_part(half, texts)
     faults = [fault for texts in halves.values() for fault in list_faults(texts)]
     if given.data is not None:
         prompts = read_prompts(given.data)
         total = Score(0, 0, 0, 0)
-        for name, real in prompts.items():
-            mine = [Text("", False, name, text) for text in real]
+        for name, texts in prompts.items():
+            mine = [Text("", False, name, text) for text in texts]
             found = score(mine)
             total = Score(*(a + b for a, b in zip(total, found, strict=True)))
             print(f"{name}: {found.stopped} of {found.benign} stopped")
             faults += list_faults(mine)
+        real = [text for texts in prompts.values() for text in texts]
         at_most = bound_share(total.stopped, total.benign)
         print(f"real prompts: {total.stopped_share:.2%} stopped, at most {at_most:.2%} (95 %)")
+        print(f"{measure_cost_us(real):.0f} µs of CPU for a real prompt")
     for file in given.others:
         texts = read_others(file)
         print(f"{file.stem}: {score(texts)}")
-    print(
-        f"{measure_cost([t.text for ts in halves.values() for t in ts]):.0f} µs of CPU for 1,000 "
-        "characters"
-    )
+    cost_us = measure_cost_us([t.text for texts in halves.values() for t in texts])
+    print(f"{cost_us:.0f} µs of CPU for a text of the corpus")
     if given.faults:
         print(*faults, sep="\n", file=sys.stderr)
 

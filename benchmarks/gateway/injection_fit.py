@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 
-from benchmarks.gateway.injection import HALVES, Text, read_corpus, read_others, read_prompts
+from benchmarks.gateway.injection import PARTS, Text, read_corpus, read_others, read_prompts
 from gateway.disguise import to_plain
 from gateway.injection import weigh
 from pipeline.encoders.static import StaticEncoder
@@ -97,12 +97,12 @@ def main() -> None:
     prompts = [p for found in read_prompts(given.data).values() for p in found]
     real = [Text("", False, "real", prompt) for prompt in dict.fromkeys(prompts)]
     encode = encode_with(StaticEncoder.load())
-    known = [*read_corpus(HALVES["dev"]), *real[::2]]
+    known = [*read_corpus(PARTS["dev"]), *real[::2]]
     attacks = np.array([t.is_attack for t in known])
     order = np.random.default_rng(1).permutation(len(known))
     weights, threshold, penalty = choose(encode(known)[order], attacks[order])
     print(f"penalty {penalty}, threshold {threshold:.2f}; recall / harmless stopped")
-    held = list(read_corpus(HALVES["held"]))
+    held = list(read_corpus(PARTS["held"]))
     parts = {f"held out, {ln}": [t for t in held if t.language == ln] for ln in ("en", "ja")}
     parts |= {"real prompts": real[1::2]} | {f.stem: read_others(f) for f in given.others}
     for name, texts in parts.items():
