@@ -198,15 +198,16 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
     return app
 
 
-def run_worker(config: Config) -> NoReturn:
+def run_worker(config: Config, patience_s: float) -> NoReturn:
     """Run a worker until a signal stops it; the exit status is 0 only then.
 
     Raises:
         ConfigError: something is missing that `kizashi init` makes.
-        SinkUnavailable: Kafka or ClickHouse does not answer.
+        SinkUnavailable: Kafka or ClickHouse has not answered for `patience_s`.
     """
     app = build_faust(config.kafka)
-    state = WorkerState(config, app, TopicPublisher(app, config.kafka, build_letter_policy(config)))
+    publisher = TopicPublisher(app, config.kafka, build_letter_policy(config))
+    state = WorkerState(config, app, publisher, patience_s=patience_s)
     # Faust would set up logging of its own, in which a message may have several lines.
     logging.getLogger().setLevel(logging.INFO)
     worker = faust.Worker(

@@ -27,6 +27,7 @@ from pipeline.cli_slo import slo
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, KizashiError
 from pipeline.logs import log_in_lines
+from pipeline.retry import START_PATIENCE_S
 from pipeline.sinks.text import json_line, printable
 
 #: Of people, in UTC.
@@ -110,12 +111,19 @@ def init(config: Config, grow: bool) -> None:
 
 
 @cli.command()
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=START_PATIENCE_S,
+    show_default=True,
+    help="Wait so many seconds for Kafka and ClickHouse before giving up the start.",
+)
 @configured
-def worker(config: Config) -> None:
+def worker(config: Config, patience: float) -> None:
     """Run a worker until it is told to stop. More of them share the work."""
     from pipeline.app import run_worker
 
-    run_worker(config)
+    run_worker(config, patience)
 
 
 @cli.command()

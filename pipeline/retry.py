@@ -1,4 +1,7 @@
-"""Trying again: for as long as the work is ours, with exponential backoff and full jitter."""
+"""Trying again: for as long as the work is ours, with exponential backoff and full jitter.
+
+Before there is any work, at the start of a process, for as long as one has patience.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,12 @@ from pipeline.errors import Fenced, RetryableError
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+#: Who starts waits for so long for Kafka and ClickHouse. To end and be started again costs seconds
+#: of processor time, and an orchestrator waits ever longer before it does that.
+START_PATIENCE_S = 60.0
+#: Between two tries nobody waits for longer than this.
+_PAUSE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -53,3 +62,30 @@ async def persist(
                 raise Fenced(str(error)) from error
             await backoff.wait(attempt, str(error))
             attempt += 1
+
+
+def insist(
+    call: Callable[[], T],
+    patience_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> T:
+    """Call again while what is needed is away, until `patience_s` is over. Blocks.
+
+    Raises what the last call raised.
+    """
+    deadline_s, pause_s = clock() + patience_s, 0.2
+    logged = False
+    while True:
+        try:
+            return call()
+        except RetryableError as error:
+            if clock() + pause_s > deadline_s:
+                raise
+            if not logged:
+                logger.warning(
+                    "cannot start yet, trying for %g s: %s", patience_s, str(error)[:300]
+                )
+            logged = True
+            sleep(pause_s)
+            pause_s = min(_PAUSE_S, 2 * pause_s)

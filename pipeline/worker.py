@@ -9,9 +9,9 @@ import math
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pipeline.agents import AlarmPublisher, DetectAgent, RespondAgent
 from pipeline.build import (
@@ -38,7 +38,7 @@ from pipeline.pagerduty_webhook import PagerDutyHook
 from pipeline.preparing import PreparerPool
 from pipeline.process import release_memory
 from pipeline.respond import Responder
-from pipeline.retry import Backoff, persist
+from pipeline.retry import START_PATIENCE_S, Backoff, insist, persist
 from pipeline.silences import SilenceKeeper
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
@@ -58,6 +58,8 @@ from schemas.signal import Source
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: A chunk takes seconds; a rebalance takes a session time-out.
 STALL_S = 180.0
 #: What is compared every time, by the time of the events.
@@ -73,17 +75,24 @@ class PublishingAlarms(Publisher, AlarmPublisher, Protocol):
 class WorkerState:
     """One worker's state, built once from the configuration.
 
-    Raises ConfigError or SinkUnavailable when the worker cannot start.
+    Raises ConfigError when the worker cannot start, and SinkUnavailable when what it needs has been
+    away for `patience_s`.
     """
 
     def __init__(
-        self, config: Config, app: Any, publisher: PublishingAlarms, store: Store | None = None
+        self,
+        config: Config,
+        app: Any,
+        publisher: PublishingAlarms,
+        store: Store | None = None,
+        patience_s: float = START_PATIENCE_S,
     ) -> None:
         assert_compiled()
         # Made anew whenever the alarms are taken over; here only to find a wrong key at the start.
         build_destinations(config.notify)
         self.config = config
         self.kafka = config.kafka
+        self._patience_s = patience_s
         # One thread enters ClickHouse: the embedded engine wants it so, and the
         # inserts of one worker follow one another anyway.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="clickhouse")
@@ -101,14 +110,17 @@ class WorkerState:
         )
         self._watchdog = Watchdog(STALL_S)
         self.books: dict[tuple[str, int], ChunkCounts] = {}
-        self._epochs = self._read_epochs()
+        self._epochs = self._insist(self._read_epochs)
         #: The generation in which the epochs were read; before the first, none has to be.
         self._epochs_read = -1
-        self.store = store or Store(config.clickhouse)
-        self.store.use_database()
+        self.store = store or self._insist(lambda: Store(config.clickhouse))
+        self._insist(self.store.use_database)
         self.publisher = publisher
         self.front = Front(config, time.time, extensions=self._extensions())
         self._build()
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        return insist(call, self._patience_s, time.monotonic, time.sleep)
 
     def _start_pool(self, preparers: int) -> PreparerPool:
         partitions = self.config.kafka.topics.signals_partitions
@@ -142,7 +154,7 @@ class WorkerState:
         requests = RequestStore(self.store)
         incidents = IncidentStore(self.store)
         self.effects = EffectRunner(
-            self._build_preparer(build_registry(config, requests)),
+            self._build_preparer(self._insist(lambda: build_registry(config, requests))),
             requests,
             self.publisher,
             self.preparing,

@@ -195,7 +195,7 @@ def test_no_command_shows_one(
 
 def test_a_worker_that_cannot_start_shows_none(environment: dict[str, str], tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "pipeline", "-v", "worker"],
+        [sys.executable, "-m", "pipeline", "-v", "worker", "--patience", "0"],
         env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
         cwd=tmp_path,
         capture_output=True,
