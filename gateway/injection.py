@@ -43,8 +43,31 @@ _AGAINST = 0.6
 #: What was hidden well is meant to be hidden.
 _DECODED = 0.4
 _UNIT_CHARACTERS = 400
+#: One automaton for so many patterns, and what it may take of memory.
+_GROUP_SIZE, _GROUP_BYTES = 16, 16 * 1024 * 1024
 _UNIT_ENDS = re2.compile("[.!?。！？\n]+\\s*")
 REPLACEMENT = "[injection]"
+
+
+class Group(NamedTuple):
+    """Patterns that are asked together first: most windows match none of them."""
+
+    any_of: re2._Regexp
+    patterns: tuple[Pattern, ...]
+
+
+def _group(patterns: tuple[Pattern, ...]) -> tuple[Group, ...]:
+    options = re2.Options()
+    options.never_capture = True
+    options.max_mem = _GROUP_BYTES
+    parts = [patterns[at : at + _GROUP_SIZE] for at in range(0, len(patterns), _GROUP_SIZE)]
+    return tuple(
+        Group(re2.compile("|".join(f"(?:{each.source})" for each in part), options), part)
+        for part in parts
+    )
+
+
+_FLAT, _LINED, _SQUEEZED = _group(FLAT), _group(LINED), _group(SQUEEZED)
 
 
 class Evidence(NamedTuple):
@@ -110,7 +133,7 @@ def _weigh_reading(reading: Reading) -> Iterator[Evidence]:
         yield _weigh_window(flat[begin:end], lined[begin:end])
     squeezed = squeeze(_without_quotes(lined).decode("utf-8", "replace")).encode()
     for begin, end in _windows(TRIGGERS_SQUEEZED, squeezed):
-        yield _add_up(_matching(SQUEEZED, squeezed[begin:end]), flat)
+        yield _add_up(_matching(_SQUEEZED, squeezed[begin:end]), flat)
 
 
 def _windows(triggers: re2._Regexp, utf8: bytes) -> Iterator[tuple[int, int]]:
@@ -131,7 +154,7 @@ def _weigh_window(flat: bytes, lined: bytes) -> Evidence:
     if (quiet := _without_quotes(flat)) != flat:
         flat = lined = quiet
     squeezed = squeeze(flat.decode("utf-8", "ignore")).encode()
-    found = (*_matching(FLAT, flat), *_matching(LINED, lined), *_matching(SQUEEZED, squeezed))
+    found = (*_matching(_FLAT, flat), *_matching(_LINED, lined), *_matching(_SQUEEZED, squeezed))
     return _add_up(found, flat)
 
 
@@ -144,8 +167,14 @@ def _without_quotes(text: bytes) -> bytes:
     return text if TALK_ABOUT.search(rest) is None else rest
 
 
-def _matching(patterns: tuple[Pattern, ...], utf8: bytes) -> list[Pattern]:
-    return [each for each in patterns if each.regex.search(utf8) is not None]
+def _matching(groups: tuple[Group, ...], utf8: bytes) -> list[Pattern]:
+    return [
+        each
+        for group in groups
+        if group.any_of.search(utf8) is not None
+        for each in group.patterns
+        if each.regex.search(utf8) is not None
+    ]
 
 
 def _add_up(found: Sequence[Pattern], around: bytes) -> Evidence:

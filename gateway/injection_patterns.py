@@ -29,6 +29,7 @@ class Pattern(NamedTuple):
 
     family: Family
     weight: float
+    source: str
     regex: re2._Regexp
 
 
@@ -94,7 +95,7 @@ def _p(family: Family, weight: float, *regexes: str) -> Iterable[Pattern]:
     for regex in regexes:
         for name, words in _WORDS.items():
             regex = regex.replace(f"<{name}>", words)
-        yield Pattern(family, weight, re2.compile(regex))
+        yield Pattern(family, weight, regex, re2.compile(regex))
 
 
 #: Over a reading in one line.
@@ -446,7 +447,7 @@ def _j(family: Family, weight: float, *regexes: str) -> Iterable[Pattern]:
     for regex in regexes:
         for name, words in _J.items():
             regex = regex.replace(f"<{name}>", words)
-        yield Pattern(family, weight, re2.compile(regex))
+        yield Pattern(family, weight, regex, re2.compile(regex))
 
 
 #: Over letters alone.

@@ -51,7 +51,7 @@ _EVENT_STREAM = (
 )
 #: Bodies above this are looked through in a thread: of so much, all guards and a tokenizer
 #: together hold the loop for some milliseconds.
-LONG_BYTES = 16_384
+LONG_BYTES = 8_192
 #: Of an answer, for a cache: longer ones are not kept.
 _CACHED_CHARACTERS = 200_000
 
