@@ -192,3 +192,14 @@ def test_the_ends_in_a_crowd_are_noted_behind_its_raises() -> None:
     (incident,) = book.open
     assert incident.family is Family.ERROR
     assert set(incident.cleared) == {a.alarm_id for a in alarms}
+
+
+def test_monitors_within_the_cause_join_without_a_question() -> None:
+    world = world_of(({"provider": "b"}, 0.4))
+    store, book = Store(world), IncidentBook(BookConfig())
+    monitors = ({"provider": "b", "region": "eu"}, {"provider": "b", "region": "us"})
+    take_in(book, [observe(world, i, monitors[i % 2], **ERRORS) for i in range(40)], store)
+    (incident,) = book.open
+    assert incident.cause.labels == {"provider": "b"}
+    assert len(incident.alarms) == 40
+    assert store.asked["investigate"] + store.asked["compare"] == 1

@@ -115,10 +115,15 @@ def _find_parts(
 ) -> list[Alarm]:
     """Those of the crowd whose excess the incident's cause carries."""
     labels = incident.cause.labels
-    found = evidence.compare(lead, labels, crowd, max(alarm.time_ms for alarm in crowd))
-    return [
-        alarm
-        for alarm in crowd
-        if alarm.alarm_id in found
-        and found[alarm.alarm_id].accounts_for(alarm, labels, MERGING_SHARE)
-    ]
+    # All of a monitor that lies within the cause does: nobody need be asked.
+    inside = {a.alarm_id for a in crowd if labels and labels.items() <= a.monitor.items()}
+    asked = [alarm for alarm in crowd if alarm.alarm_id not in inside]
+    if len(asked) >= CROWD:
+        found = evidence.compare(lead, labels, asked, max(alarm.time_ms for alarm in asked))
+        inside |= {
+            alarm.alarm_id
+            for alarm in asked
+            if alarm.alarm_id in found
+            and found[alarm.alarm_id].accounts_for(alarm, labels, MERGING_SHARE)
+        }
+    return [alarm for alarm in crowd if alarm.alarm_id in inside]
