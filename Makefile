@@ -68,7 +68,7 @@ check: install
 .PHONY: test
 test: check
 	@# A file stays with one process, and with it its broker and its engine.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 ## simulate  the delivery protocol under drawn faults: SEEDS=20000, or SEED=123 for one in full
 .PHONY: simulate
