@@ -57,7 +57,7 @@ _ENTRY_BYTES = 1_500
 _ANSWERING = frozenset({"system", "developer", "user", "assistant"})
 _CANDIDATES = 4
 #: Of what is too old, so much goes with every call.
-_EXPIRED_AT_ONCE = 64
+_EXPIRED_AT_ONCE = 16
 _NOTHING_USED = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import tomllib
 
+import numpy as np
 import pytest
 
 from benchmarks.gateway.__main__ import Round, summarize
+from benchmarks.gateway.cache_lookup import ENTRIES, LOOKUPS, questions, recall
 from benchmarks.gateway.servers import LITELLM, OURS
+from gateway.likeness import facts_of
+from gateway.vectors import VectorSpace
 from pipeline.config import Config
 
 
@@ -45,3 +49,18 @@ def test_our_settings_are_a_configuration() -> None:
     assert config.gateway.events.enabled
     assert config.gateway.keys[0].tokens_per_min is not None
     assert "telemetry: false" in LITELLM
+
+
+def test_the_questions_of_the_cache_share_one_space() -> None:
+    asked = questions()
+    assert len(set(asked)) == len(asked) >= ENTRIES + LOOKUPS
+    assert {facts_of(text) for text in asked[:500]} == {""}
+
+
+def test_recall_counts_those_that_have_a_neighbour() -> None:
+    kept = np.eye(3, dtype=np.float32)
+    space = VectorSpace(3)
+    for number in (10, 11):  # the third is overlooked
+        space.add(number, kept[number - 10])
+    far = np.full((1, 3), 3**-0.5, np.float32)
+    assert recall(space, np.concatenate([kept, far]), kept, range(10, 13)) == 2 / 3
