@@ -33,12 +33,24 @@ RULES = (
         uid="kizashi-open-incidents",
         title="Kizashi: incidents are open",
         sql="SELECT count() AS open FROM incidents"
-        " WHERE status != 'resolved' AND severity IN ('critical', 'error', 'warning')",
+        " WHERE status != 'resolved' AND severity IN ('critical', 'error', 'warning')"
+        " AND family != 'pipeline'",
         above=0,
         for_s=0,
         severity="error",
         summary="The quality of the gateway's answers has changed.",
         remedy="The dashboard Kizashi: Incidents says what, where, since when and what to try.",
+    ),
+    Rule(
+        uid="kizashi-own-incidents",
+        title="Kizashi: something ails Kizashi itself",
+        sql="SELECT count() AS open FROM incidents WHERE status != 'resolved'"
+        " AND family = 'pipeline'",
+        above=0,
+        for_s=0,
+        severity="critical",
+        summary="Kizashi is blind, behind, without input, or its books do not balance.",
+        remedy="`kizashi incident list` says which; `kizashi doctor` what is away.",
     ),
     Rule(
         uid="kizashi-budget-page",

@@ -17,6 +17,7 @@ import msgspec
 
 from pipeline.detect import DetectorRunner
 from pipeline.errors import Fenced, RetryableError
+from pipeline.incidents.complaints import Complaint, Organ
 from pipeline.ingest import BatchLike, Offsets
 from pipeline.respond import Responder
 from pipeline.retry import Backoff, persist
@@ -126,6 +127,17 @@ class RespondAgent(_Agent):
             await self._responder.tick(self._now_ms())
         except (RetryableError, Fenced) as error:
             logger.warning("incidents cannot be looked after: %s", error)
+
+    async def attend(self, complaints: Sequence[Complaint], well: frozenset[Organ]) -> None:
+        """Take in what ails Kizashi itself.
+
+        Raises:
+            RetryableError: ClickHouse or the broker is away: nobody has been told.
+            Fenced: another worker has the alarms.
+        """
+        await self._begin_anew()
+        for incident in await self._responder.attend(complaints, well, self._now_ms()):
+            logger.warning("%s: %s", incident.incident_id, incident.summary)
 
     async def prove(self) -> None:
         """Let the broker say that the alarms are ours, by committing what is committed.

@@ -19,6 +19,7 @@ from pipeline.config import (
     IngestSettings,
     NotifySettings,
     PrivacySettings,
+    WatchSettings,
     read_key_file,
 )
 from pipeline.core.monitors import MonitorRegistry
@@ -30,13 +31,16 @@ from pipeline.core.wire import Wire
 from pipeline.embedding import build_embedding
 from pipeline.errors import ConfigError
 from pipeline.event_door import Door
+from pipeline.incidents.vitals import VitalsConfig
 from pipeline.prices import configured_table
 from pipeline.receiving import judge_event
 from pipeline.references import ReferenceKeeper
 from pipeline.sending import TopicSender
 from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.heartbeat import Heartbeat
 from pipeline.sinks.incidents import IncidentStore
-from pipeline.sinks.notifier import Notifier, Prove, build_destinations
+from pipeline.sinks.last_resort import LastResort
+from pipeline.sinks.notifier import Notifier, Prove, build_destinations, build_rule
 from pipeline.sinks.outbox import ClickHouseOutbox
 from pipeline.sinks.references import ReferenceStore
 from pipeline.sinks.requests import RequestStore
@@ -206,6 +210,32 @@ def build_notifier(
         rng=random.Random(),  # noqa: S311 — jitter
         prove=prove,
     )
+
+
+def build_vitals_config(watch: WatchSettings) -> VitalsConfig:
+    """When Kizashi has an incident of its own."""
+    return VitalsConfig(
+        behind_ms=round(watch.behind_s * 1000),
+        behind_for_ms=round(watch.behind_for_s * 1000),
+        silent_ms=round(watch.silent_s * 1000),
+        silent_events=watch.silent_events,
+    )
+
+
+def build_last_resort(settings: NotifySettings) -> LastResort:
+    """Tells the configured destinations without an outbox."""
+    rules = tuple(map(build_rule, settings.routes))
+    return LastResort(lambda: build_destinations(settings), rules)
+
+
+def build_heartbeat(settings: NotifySettings) -> Heartbeat | None:
+    """The dead man's switch; None without one.
+
+    Raises:
+        ConfigError: it cannot work as configured.
+    """
+    heartbeat = settings.heartbeat
+    return Heartbeat(heartbeat, settings.timeout_s) if heartbeat.url else None
 
 
 class Reader:

@@ -342,6 +342,8 @@ class DetectionSettings(Section):
     @field_validator("materiality")
     @classmethod
     def _fill_materiality(cls, value: dict[Family, Materiality]) -> dict[Family, Materiality]:
+        if Family.PIPELINE in value:
+            raise ValueError("pipeline: no detector watches Kizashi itself; see [watch]")
         return {**MATERIALITY, **value}
 
     @model_validator(mode="after")
@@ -400,6 +402,16 @@ class GrafanaSettings(Section):
     min_severity: Literal["critical", "error", "warning", "info"] = "info"
     #: Without this, the token only travels in the clear to this machine.
     allow_plaintext: bool = False
+
+
+class HeartbeatSettings(Section):
+    """A dead man's switch: asked for as long as Kizashi sees what it should, and then no more."""
+
+    #: Whoever has it may keep the switch quiet: it is a secret.
+    url: SecretStr | None = None
+    every_s: Annotated[float, Field(ge=30, le=86_400)] = 60.0
+    #: Without this, an address inside this machine or its network is refused, also by name.
+    allow_private: bool = False
 
 
 DestinationName = Literal["pagerduty", "webhook", "slack", "alertmanager", "grafana"]
@@ -472,6 +484,7 @@ class NotifySettings(Section):
     slack: SlackSettings = SlackSettings()
     alertmanager: AlertmanagerSettings = AlertmanagerSettings()
     grafana: GrafanaSettings = GrafanaSettings()
+    heartbeat: HeartbeatSettings = HeartbeatSettings()
     #: Each a ``[[notify.routes]]``; an incident that none fits is told to all that are configured.
     routes: Annotated[tuple[RouteSettings, ...], Field(max_length=200)] = ()
     #: Each a ``[[notify.windows]]``.
@@ -591,6 +604,19 @@ class CanarySettings(Section):
     every_s: Annotated[float, Field(ge=1)] = 900.0
 
 
+class WatchSettings(Section):
+    """When Kizashi has an incident of its own: the family `pipeline`."""
+
+    #: A record that was written longer ago than this should have been read.
+    behind_s: Annotated[float, Field(ge=30, le=86_400)] = 300.0
+    #: Late records page when nothing moves, or when for so long they have not got fewer.
+    behind_for_s: Annotated[float, Field(ge=60, le=86_400)] = 300.0
+    #: A stream that was steady may be silent for so long …
+    silent_s: Annotated[float, Field(ge=60, le=86_400)] = 600.0
+    #: … and steady is one that always had so many events in that time.
+    silent_events: Annotated[int, Field(ge=1)] = 20
+
+
 class PriceSettings(Section):
     #: A price table in the form of `kizashi prices list --toml`, used over the built-in one.
     file: Path | None = None
@@ -610,6 +636,7 @@ class Config(BaseSettings):
     references: ReferenceSettings = ReferenceSettings()
     detection: DetectionSettings = DetectionSettings()
     notify: NotifySettings = NotifySettings()
+    watch: WatchSettings = WatchSettings()
     #: Each an ``[[objectives]]``.
     objectives: Annotated[tuple[ObjectiveSettings, ...], Field(max_length=200)] = ()
     web: WebSettings = WebSettings()

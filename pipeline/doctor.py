@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
@@ -12,11 +13,18 @@ from pipeline.config import Config
 from pipeline.errors import KizashiError
 from pipeline.prices import configured_table
 from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.reconciliation import read_last
+from pipeline.sinks.times import to_rfc3339
+from pipeline.standing import read_standings
 from pipeline.topics import examine_topics, topic_epochs
 from pipeline.transport import assert_compiled
 from schemas.clickhouse import read_migrations
 
 PACKAGES = ("kizashi", "faust-streaming", "aiokafka", "kafka-python", "clickhouse-connect", "chdb")
+
+
+#: Of the partitions that are late, the first so many are named.
+NAMED = 8
 
 
 class Finding(Struct, frozen=True):
@@ -82,6 +90,37 @@ def _examine_kafka(config: Config) -> Iterator[Finding]:
         else:
             yield Finding(f"topic {name}", True, "as planned")
 
+    if not missing:
+        yield _examine_group(config)
+
+
+def _examine_group(config: Config) -> Finding:
+    check, watch = f"group {config.kafka.group_id}", config.watch
+    now_ms = round(time.time() * 1000)
+    try:
+        standings = read_standings(
+            config.kafka,
+            now_ms - round(watch.behind_s * 1000),
+            now_ms - round(watch.silent_s * 1000),
+        )
+    except KizashiError as error:
+        return Finding(check, False, str(error), "see the broker's log")
+    waiting, late = [s for s in standings if s.lag], [s for s in standings if s.late]
+    detail = (
+        f"{sum(s.lag for s in waiting):,} records behind,"
+        f" in {len(waiting)} of {len(standings)} partitions"
+    )
+    if not late:
+        return Finding(check, True, detail)
+    named = ", ".join(f"{s.topic}/{s.partition}" for s in late[:NAMED])
+    more = ", …" if late[NAMED:] else ""
+    return Finding(
+        check,
+        False,
+        f"{detail}; some were written more than {watch.behind_s:g} s ago: {named}{more}",
+        "see whether a worker runs and what its log says; more share the work: kizashi worker",
+    )
+
 
 def _examine_clickhouse(config: Config) -> Iterator[Finding]:
     clickhouse = config.clickhouse
@@ -99,9 +138,26 @@ def _examine_clickhouse(config: Config) -> Iterator[Finding]:
     try:
         detail = f"{clickhouse.mode} {where}, version {store.server_version}"
         yield Finding("ClickHouse", True, detail)
-        yield _attempt("schema", lambda: _check_schema(store), "kizashi init")
+        schema = _attempt("schema", lambda: _check_schema(store), "kizashi init")
+        yield schema
+        if schema.well:
+            yield _examine_books(store)
     finally:
         store.close()
+
+
+def _examine_books(store: Store) -> Finding:
+    last = read_last(store)
+    if last is None:
+        return Finding("books", True, "not compared yet: a worker does it once an hour")
+    detail = (
+        f"{last.differing} of {last.compared} sums differ,"
+        f" compared at {to_rfc3339(last.checked_ms)}"
+    )
+    if not last.differing:
+        return Finding("books", True, detail)
+    since = to_rfc3339(last.first_differing_ms or last.first_ms)[:10]
+    return Finding("books", False, detail, f"kizashi reconcile --since {since}")
 
 
 def _check_schema(store: Store) -> str:

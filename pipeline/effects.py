@@ -72,6 +72,8 @@ class Prepared(NamedTuple):
     #: What its preparer needs to prepare it again without some of its rows.
     admitted: Any
     effects: ChunkEffects
+    #: When the chunk's last record was written; whoever has the chunk fills it in.
+    written_ms: int = 0
 
 
 class Preparer(Protocol):
@@ -167,9 +169,11 @@ class PartitionEffects:
         runner, loop = self._runner, asyncio.get_running_loop()
         if self._window is None:
             self._window = await loop.run_in_executor(runner.storing, self._load, chunk.source)
-        return await loop.run_in_executor(
+        prepared = await loop.run_in_executor(
             runner.preparing, runner.preparer.prepare, chunk, self._window
         )
+        written_ms = chunk.records[-1].written_ms if chunk.records else 0
+        return prepared._replace(written_ms=written_ms)
 
     async def store(self, prepared: Prepared) -> None:
         """Store the chunk, then publish its signals and dead letters.
@@ -186,7 +190,9 @@ class PartitionEffects:
             effects = await loop.run_in_executor(
                 runner.preparing, runner.preparer.prepare_without, prepared, refused
             )
-        await loop.run_in_executor(runner.storing, runner.requests.store_rest, effects)
+        await loop.run_in_executor(
+            runner.storing, runner.requests.store_rest, effects, prepared.written_ms
+        )
         for partition, packets in effects.packets.items():
             await runner.publisher.publish_signals(partition, packets)
         await runner.publisher.publish_deadletters(effects.source, effects.deadletters)

@@ -122,7 +122,8 @@ def _lines(incident: Incident) -> Iterator[str]:
     if incident.example_event_ids:
         yield from ("", "examples")
         yield from (f"  {plain(each, _LABEL_CHARS)}" for each in incident.example_event_ids)
-    yield from ("", f"alarms ({len(incident.cleared)} of {len(incident.alarms)} cleared)")
+    if incident.alarms:
+        yield from ("", f"alarms ({len(incident.cleared)} of {len(incident.alarms)} cleared)")
     for alarm in incident.alarms:
         mark = "cleared" if alarm.alarm_id in incident.cleared else "stands "
         change = f"{alarm.signal.value} {_rate(alarm.baseline)} → {_rate(alarm.current)}"

@@ -44,6 +44,8 @@ END_MS = 86_400_000
 FIRST_CHUNK_EVENTS, FIRST_EVENTS = 128, 16_384
 #: References are looked after for every so many answers that were kept.
 REFERENCES_STEP = 250
+#: Books are stored so often.
+BOOKS_MS = 60_000
 
 
 class Counts(NamedTuple):
@@ -80,6 +82,8 @@ class LocalPipeline:
         self._book = IncidentBook(BookConfig())
         self._source = Source(topic, epoch, 0, 0, -1)
         self._counts = ChunkCounts()
+        #: What the books do not hold yet: from which offset on, and since when.
+        self._unbooked, self._unbooked_from, self._booked_ms = ChunkCounts(), 0, 0
         self._watermark_ms = 0
 
     @property
@@ -110,6 +114,7 @@ class LocalPipeline:
 
     def finish(self, now_ms: int) -> list[Alarm | Incident]:
         """Resolve what has been clear; call it once, at the end of the input."""
+        self._store_books(now_ms)
         return [e.incident for e in self._note(self._book.tick(self._watermark_ms + END_MS))]
 
     def carry_out(self, command: Command) -> list[Incident]:
@@ -131,6 +136,7 @@ class LocalPipeline:
         )
         effects = self._store_chunk(chunk)
         self._counts = self._counts.plus(effects.counts)
+        self._enter(effects.counts, now_ms)
         self._keep_references(effects, now_ms)
         return self._detect(effects)
 
@@ -139,8 +145,20 @@ class LocalPipeline:
         effects = self._derive(admission)
         if refused := self._requests.find_unstorable(effects):
             effects = self._derive(admission.without(refused))
-        self._requests.store_rest(effects)
+        self._requests.store_effects(effects)
         return effects
+
+    def _enter(self, counts: ChunkCounts, now_ms: int) -> None:
+        """Chunks are small here, so their books are stored together, a minute's at once."""
+        self._unbooked = self._unbooked.plus(counts)
+        if now_ms - self._booked_ms >= BOOKS_MS:
+            self._store_books(now_ms)
+
+    def _store_books(self, now_ms: int) -> None:
+        source = structs.replace(self._source, first_offset=self._unbooked_from)
+        self._requests.store_books(source, self._unbooked, now_ms)
+        self._unbooked, self._unbooked_from = ChunkCounts(), source.last_offset + 1
+        self._booked_ms = now_ms
 
     def _derive(self, admission: Admission) -> ChunkEffects:
         reading = self._reader.reading()

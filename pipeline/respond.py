@@ -17,6 +17,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from pipeline.incidents.book import BookConfig, Entry, IncidentBook, coalesce
+from pipeline.incidents.complaints import Complaint, Organ
 from pipeline.incidents.intake import Intake
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import Prove
@@ -125,6 +126,20 @@ class Responder:
             changed = await self._observe(now_ms)
             changed += await self._note(partial(self._review, now_ms))
             return changed + await self._note(lambda book: book.tick(now_ms))
+
+    async def attend(
+        self, complaints: Sequence[Complaint], well: frozenset[Organ], now_ms: int
+    ) -> list[Incident]:
+        """Take in what ails Kizashi itself; returns the incidents as they changed.
+
+        Raises:
+            RetryableError: ClickHouse or the broker is away: nobody has been told.
+            Fenced: another worker has the alarms.
+        """
+        async with self._lock:
+            await self._take_over()
+            changed = await self._observe(now_ms)
+            return changed + await self._note(lambda book: book.attend(complaints, well, now_ms))
 
     async def _observe(self, now_ms: int) -> list[Incident]:
         """Silence what lies within a silence, and tell what does no longer."""

@@ -39,6 +39,10 @@ class SilenceKeeper:
             self._read_ms = now_ms
         return find_active((*self._stored, *self._once), self._weekly, now_ms)
 
+    def last_known(self, now_ms: int) -> tuple[Silence, ...]:
+        """Return those that hold, of what was read last: for when ClickHouse is away."""
+        return find_active((*self._stored, *self._once), self._weekly, now_ms)
+
 
 def _build_once(window: WindowSettings) -> Silence:
     assert window.start is not None and window.end is not None  # noqa: S101, PT018 — validated

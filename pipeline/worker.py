@@ -18,12 +18,15 @@ from pipeline.build import (
     Reader,
     build_bank_config,
     build_event_door,
+    build_heartbeat,
     build_keeper,
+    build_last_resort,
     build_notifier,
     build_pricer,
     build_registry,
     build_setup,
     build_step_config,
+    build_vitals_config,
 )
 from pipeline.config import Config
 from pipeline.core.chunk import ChunkCounts
@@ -34,20 +37,24 @@ from pipeline.effects import EffectRunner, OwnPreparer, Preparer, Publisher
 from pipeline.errors import ConfigError, Fenced, RetryableError
 from pipeline.incidents.book import BookConfig
 from pipeline.ingest import IngestLimits, Ingestor
+from pipeline.lookout import Lookout, Sources
+from pipeline.metrics import BookCollector, MetricsRoute
 from pipeline.pagerduty_webhook import PagerDutyHook
 from pipeline.preparing import PreparerPool
 from pipeline.process import release_memory
 from pipeline.respond import Responder
 from pipeline.retry import START_PATIENCE_S, Backoff, insist, persist
 from pipeline.silences import SilenceKeeper
+from pipeline.sinks.books import BookStore
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import build_destinations
 from pipeline.sinks.objectives import ObjectiveStore
-from pipeline.sinks.reconciliation import Comparison, Reconciler
+from pipeline.sinks.reconciliation import Comparison, Reconciler, find_start, read_last
 from pipeline.sinks.requests import RequestStore
 from pipeline.sinks.silences import SilenceStore
+from pipeline.standing import read_standings
 from pipeline.topics import examine_topics, topic_epochs
 from pipeline.transport import Batch, OffsetLog, assert_compiled, to_batch
 from pipeline.watchdog import Watchdog
@@ -62,8 +69,6 @@ T = TypeVar("T")
 
 #: A chunk takes seconds; a rebalance takes a session time-out.
 STALL_S = 180.0
-#: What is compared every time, by the time of the events.
-RECONCILED_MS = 4_500_000
 
 
 class PublishingAlarms(Publisher, AlarmPublisher, Protocol):
@@ -127,7 +132,10 @@ class WorkerState:
         return PreparerPool(preparers, build_setup(self.config, partitions))
 
     def _extensions(self) -> list[Extension]:
-        extensions: list[Extension] = []
+        books = BookCollector(
+            lambda: self.books, lambda: self.lookout.standings, lambda: self.lookout.troubles
+        )
+        extensions: list[Extension] = [MetricsRoute(books)]
         if (secret := self.config.notify.pagerduty.webhook_secret) is not None:
             publish = self.publisher.publish_commands
             extensions.append(PagerDutyHook(secret.get_secret_value(), publish, time.time))
@@ -184,12 +192,13 @@ class WorkerState:
             config.detection.snapshot_interval_s,
             time.monotonic,
         )
+        silences = SilenceKeeper(SilenceStore(self.store), config.notify.windows)
         self.responder = Responder(
             BookConfig(),
             incidents,
             lambda: build_notifier(config.notify, incidents, self.executor, self._prove),
             self.executor,
-            SilenceKeeper(SilenceStore(self.store), config.notify.windows).active,
+            silences.active,
             self._prove,
         )
         self.detecting = DetectAgent(
@@ -197,6 +206,25 @@ class WorkerState:
         )
         self.responding = RespondAgent(
             self.responder, self.kafka.alarms_topic, _now_ms, self.offsets, self.backoff
+        )
+        self.lookout = self._build_lookout(silences)
+
+    def _build_lookout(self, silences: SilenceKeeper) -> Lookout:
+        config = self.config
+        sources = Sources(
+            functools.partial(read_standings, self.kafka),
+            BookStore(self.store).read_history,
+            functools.partial(read_last, self.store),
+            silences.last_known,
+        )
+        return Lookout(
+            build_vitals_config(config.watch),
+            sources,
+            self.responding,
+            self.executor,
+            _now_ms,
+            last_resort=build_last_resort(config.notify),
+            heartbeat=build_heartbeat(config.notify),
         )
 
     async def _prove(self) -> None:
@@ -265,6 +293,10 @@ class WorkerState:
         except RetryableError as error:
             logger.warning("objectives cannot be measured: %s", error)
 
+    async def look_out(self) -> None:
+        """Look after the whole group, if that is ours to do."""
+        await self.lookout.look(owns=self.offsets.owns(self.kafka.alarms_topic, 0))
+
     async def reconcile(self) -> None:
         """Compare the rollups of the last hour with what is stored, if that is ours to do."""
         if not self.offsets.owns(self.kafka.alarms_topic, 0):
@@ -283,7 +315,9 @@ class WorkerState:
 
     async def _compare_books(self, now_ms: int) -> Comparison:
         """One grouping after the other, so that chunks are stored in between."""
-        loop, first_ms = asyncio.get_running_loop(), now_ms - RECONCILED_MS
+        loop = asyncio.get_running_loop()
+        last = await loop.run_in_executor(self.executor, read_last, self.store)
+        first_ms = find_start(last, now_ms)
         whole = Comparison(first_ms, now_ms, 0, ())
         for grouping in self.config.ingest.groupings:
             reconciler = Reconciler(self.store, [grouping])

@@ -47,6 +47,8 @@ class Family(StrEnum):
     TOPIC = "topic"
     #: Answers to questions whose answers are known: `kizashi canary`.
     CANARY = "canary"
+    #: Kizashi itself: no signal of any monitor is of it, and no detector watches it.
+    PIPELINE = "pipeline"
 
 
 class Signal(StrEnum):

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
 from schemas.monitor import DEFAULT_GROUPINGS
-from schemas.signal import Family
+from schemas.signal import FAMILY_OF, Family
 
 CONFIGS = Path(__file__).parent / "configs"
 CANARY = "canary-3f9a-5be1c044"
@@ -44,7 +44,7 @@ def test_the_defaults_need_no_file() -> None:
     config = load_config()
     assert config.clickhouse.mode == "embedded"
     assert config.ingest.groupings == DEFAULT_GROUPINGS
-    assert set(config.detection.materiality) == set(Family)
+    assert set(config.detection.materiality) == set(FAMILY_OF.values())
 
 
 def test_a_file_in_the_directory_is_found(tmp_path: Path) -> None:

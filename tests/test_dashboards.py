@@ -44,6 +44,7 @@ from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.endpoint import EndpointConfig
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.objectives import ObjectiveStore
+from pipeline.sinks.reconciliation import Comparison, Reconciler
 from pipeline.sinks.times import to_datetime
 from schemas.incident import Status
 from schemas.monitor import DIMENSIONS, Dimension
@@ -147,12 +148,16 @@ def filled(embedded_path: Path) -> Iterator[Filled]:
         pipeline = LocalPipeline(config, store, epoch="1")
         pipeline.feed(make_events(now_ms), now_ms)
         pipeline.feed([b"{", b"[]", make_raw("x", request_model=None)], now_ms)
+        pipeline.finish(now_ms)
         objectives = ObjectiveStore(store, config.ingest.groupings[0])
         objective = ObjectiveSettings(name="all", target=0.99)
         objectives.save([objectives.measure(objective, now_ms)])
         incident = make_incident(incident_id="told")
         DetectionStore(store).save_snapshot("llm.signals", "1", 0, 41, [b"state"])
         IncidentStore(store).save_notifications([make_notification(incident=incident)])
+        Reconciler(store, config.ingest.groupings).save(
+            Comparison(now_ms - 3_600_000, now_ms, 60, ()), now_ms
+        )
         save_resolved(store, now_ms)
         save_fingerprints(store, now_ms)
         yield Filled(store, settings.database, now_ms)
@@ -254,6 +259,15 @@ def test_the_overview_counts_what_was_fed(filled: Filled) -> None:
     (only,) = filled.run(by_title["Requests"].sql, request_model=["gpt-4o"])
     expected = sum(r["requests_total"] for r in top if r["request_model"] == "gpt-4o")
     assert only["requests_per_minute"] * 3601 / 60 == pytest.approx(expected)
+
+
+def test_the_books_are_those_of_what_was_fed(filled: Filled) -> None:
+    by_title = {(b.uid, p.title): p.sql for b, p in PANELS}
+    (books,) = filled.run(by_title["kizashi-health", "Books by partition"])
+    fed = SIZE + len(HOSTILE)
+    assert (books["events_read"], books["events_stored"]) == (fed + 3, fed)
+    assert (books["dead_lettered"], books["repeats"], books["unaccounted"]) == (3, 0, 0)
+    assert (books["next_offset"], books["offsets_missing"]) == (fed + 3, 0)
 
 
 def test_panels_agree_with_the_requests_themselves(filled: Filled) -> None:

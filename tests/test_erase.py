@@ -62,7 +62,7 @@ def fill(store: Store) -> None:
         admission = admit(make_chunk(raws, epoch=epoch), config.limits, SeenIds(10))
         effects = derive_effects(admission, config, Pricer(PRICES), MonitorRegistry(100))
         assert requests.find_unstorable(effects) == {}
-        requests.store_rest(effects)
+        requests.store_rest(effects, 0)
     store.insert_rows(
         "answer_samples",
         [
@@ -105,6 +105,7 @@ def test_a_user_goes_from_every_table_under_every_key(store: Store, tmp_path: Pa
     for table in TABLES:
         assert ids(store, table) == EVERYONE - {"k1-0", "k2-0"}, table
     assert store.rows("SELECT sum(requests) FROM rollup_1m") == rollups
+    assert store.rows("SELECT count() > 0 FROM erased_minutes") == [(1,)]
     again = erase(store, tmp_path, "--user", "ada", "--yes")
     assert "0 requests, 0 texts, 0 samples" in again.stdout
 

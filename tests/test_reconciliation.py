@@ -14,7 +14,17 @@ from pipeline.cli import cli
 from pipeline.config import ClickHouseSettings, Config
 from pipeline.local import LocalPipeline
 from pipeline.sinks.clickhouse import Store
-from pipeline.sinks.reconciliation import MINUTE_MS, SETTLED_MS, Reconciler
+from pipeline.sinks.erasure import Eraser
+from pipeline.sinks.reconciliation import (
+    AGAIN_MS,
+    MINUTE_MS,
+    SETTLED_MS,
+    USUAL_MS,
+    Comparison,
+    Reconciler,
+    find_start,
+    read_last,
+)
 
 NOW_MS = round(time.time() * 1000)
 START_MS = NOW_MS // MINUTE_MS * MINUTE_MS - 60 * MINUTE_MS
@@ -86,6 +96,32 @@ def test_a_minute_that_is_still_written_is_left_alone(store: Store, config: Conf
     written_ms = NOW_MS - 2 * SETTLED_MS
     assert reconciler.compare(START_MS, NOW_MS, written_ms + SETTLED_MS).compared == 0
     assert reconciler.compare(START_MS, NOW_MS, written_ms + SETTLED_MS + 1).compared > 0
+
+
+def test_minutes_of_an_erased_user_are_left_out(store: Store, config: Config) -> None:
+    Eraser(store)._note_minutes([""])
+    store.query("DELETE FROM requests WHERE event_id = 'e39'")
+    found = Reconciler(store, config.ingest.groupings).compare(START_MS, NOW_MS, NOW_MS)
+    assert found.differences == ()
+    assert found.compared == 0
+
+
+def test_what_differs_is_compared_again_until_it_is_mended(store: Store, config: Config) -> None:
+    assert read_last(store) is None
+    assert find_start(None, NOW_MS) == NOW_MS - USUAL_MS
+    reconciler = Reconciler(store, config.ingest.groupings)
+    store.query("INSERT INTO rollup_1m SELECT * FROM rollup_1m WHERE grouping = 'route'")
+    reconciler.save(reconciler.compare(START_MS, NOW_MS, NOW_MS), NOW_MS)
+    last = read_last(store)
+    assert last is not None
+    assert (last.checked_ms, last.differing > 0) == (NOW_MS, True)
+    assert last.first_differing_ms == START_MS
+    later_ms = NOW_MS + 10 * USUAL_MS
+    assert find_start(last, later_ms) == START_MS
+    assert find_start(last, NOW_MS + 2 * AGAIN_MS) == NOW_MS + AGAIN_MS
+    balanced = Comparison(START_MS, later_ms, 10, ())
+    reconciler.save(balanced, later_ms)
+    assert find_start(read_last(store), later_ms) == later_ms - USUAL_MS
 
 
 def test_the_command_says_so(store: Store, config: Config) -> None:

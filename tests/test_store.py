@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def effects_of(chunk: Chunk) -> ChunkEffects:
 
 def store_all(requests: RequestStore, effects: ChunkEffects) -> None:
     assert requests.find_unstorable(effects) == {}
-    requests.store_rest(effects)
+    requests.store_rest(effects, NOW_MS)
 
 
 def utc(time_ms: int) -> dt.datetime:
@@ -191,13 +192,31 @@ def test_the_same_schema_over_http(over_http: Store, migrated: Store) -> None:
         over_http.query("DROP TABLE requests", read_only=True)
 
 
+def test_the_books_of_a_partition_hold_each_chunk_once(migrated: Store) -> None:
+    """Also one that its successor does again; what is missing between chunks is seen."""
+    requests, lines = RequestStore(migrated), [to_bytes(e) for e in make_traffic(3, 40)]
+    chunks = [
+        make_chunk([*lines[:10], b"{", lines[3]], first=0),
+        make_chunk(lines[10:20], first=12),
+        make_chunk(lines[20:30], first=30),
+    ]
+    for chunk in (*chunks, chunks[1]):
+        store_all(requests, effects_of(chunk))
+    books = only_row(migrated, "SELECT * FROM partition_books")
+    counted = ("chunks", "read", "stored", "deadlettered", "duplicates", "skipped")
+    assert [books[name] for name in counted] == [3, 32, 30, 1, 1, 0]
+    assert (books["next_offset"], books["offsets_missing"]) == (40, 8)
+    assert books["last_record_time"] == utc(NOW_MS)
+    assert migrated.rows("SELECT count() FROM requests") == [(30,)]
+
+
 @pytest.mark.parametrize("fault", ["refuse_next", "hang_next", "fail_after_apply_next"])
 def test_an_insert_whose_answer_is_lost_may_be_repeated(
     over_http: Store, clickhouse_server: ClickHouseServer, fault: str
 ) -> None:
     requests = RequestStore(over_http)
     effects = effects_of(make_chunk([to_bytes(e) for e in make_traffic(2, 20)]))
-    for step in (requests.find_unstorable, requests.store_rest):
+    for step in (requests.find_unstorable, partial(requests.store_rest, written_ms=NOW_MS)):
         getattr(clickhouse_server, fault)()
         with pytest.raises(SinkUnavailable):
             step(effects)
@@ -584,7 +603,7 @@ def test_bad_rows_are_found_and_their_neighbours_stored(strict: Store, bad: set[
         assert all("few" in why for why in refused.values())
         assert stored_ids(strict) == good
         effects = derive(admission.without(refused))
-        requests.store_rest(effects)
+        requests.store_rest(effects, NOW_MS)
     assert effects.counts.stored == len(good)
     assert {d.rejected.reason for d in effects.deadletters} == {Reason.UNSTORABLE}
     letters = strict.rows("SELECT offset, reason FROM deadletters ORDER BY offset")
@@ -598,7 +617,7 @@ def test_what_cannot_be_stored_counts_as_seen_after_a_crash(strict: Store) -> No
     requests = RequestStore(strict)
     admission = admit_chunk(chunk_with_bad({5}))
     effects = derive(admission.without(requests.find_unstorable(derive(admission))))
-    requests.store_rest(effects)
+    requests.store_rest(effects, NOW_MS)
     source = structs.replace(effects.source, first_offset=200, last_offset=210)
     assert requests.read_recent_ids(source, 100) == [f"e{i}" for i in range(13)]
     assert requests.read_recent_ids(source, 8) == [f"e{i}" for i in range(5, 13)]

@@ -142,7 +142,7 @@ def test_with_a_token_nothing_is_told_without_it(
         assert httpx.get(url).status_code == 200, "the page itself, which asks for the token"
         for wrong in (b"", b"Bearer x", b"Bearer", f"Basic {TOKEN}".encode(), b"Bearer \xff\xe9"):
             headers = {b"Authorization": wrong}
-            for path in ("api/boards", "api/boards/cost", "api/boards/cost/options"):
+            for path in ("api/boards", "api/boards/cost", "api/boards/cost/options", "metrics"):
                 assert httpx.get(url + path, headers=headers).status_code == 401
             assert httpx.post(f"{url}api/sql", json={}, headers=headers).status_code == 401
         right = {"Authorization": f"Bearer {TOKEN}", "Host": "kizashi.example"}

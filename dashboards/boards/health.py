@@ -132,6 +132,63 @@ ORDER BY letters DESC, name""",
     ),
 )
 
+_BOOKS = Row(
+    "The books",
+    (
+        Panel(
+            title="What became of what was read",
+            description="Events per minute, by the time at which their chunk's last record was"
+            " written. Every one is stored, dead-lettered or a repeat.",
+            kind=Kind.TIME_SERIES,
+            unit=Unit.PER_MINUTE,
+            stacked=True,
+            sql=f"""
+SELECT $__timeInterval(record_time) AS time,
+       sum(b.stored) {PER_MINUTE} AS stored,
+       sum(b.deadlettered) {PER_MINUTE} AS dead_lettered,
+       sum(b.duplicates) {PER_MINUTE} AS repeats
+FROM (SELECT * FROM chunk_books FINAL WHERE $__timeFilter(record_time)) AS b
+GROUP BY time
+ORDER BY time""",  # noqa: S608 — the parts are constants
+        ),
+        Panel(
+            title="Reconciliations",
+            description="Whether the rollups of closed minutes add up to the stored requests. Once"
+            " an hour; `kizashi reconcile` names what differs.",
+            kind=Kind.TABLE,
+            columns=tuple(
+                Column(name, Unit.TIME) for name in ("checked_at", "first_minute", "last_minute")
+            ),
+            sql="""
+SELECT checked_at, first_minute, last_minute, compared, differing
+FROM reconciliations FINAL
+ORDER BY checked_at DESC
+LIMIT 50""",
+        ),
+        Panel(
+            title="Books by partition",
+            description="Of the time range. Unaccounted is 0, or something is wrong; missing"
+            " offsets are records that retention took before they were read, or markers of"
+            " transactions.",
+            kind=Kind.TABLE,
+            width=24,
+            columns=(Column("last_record", Unit.TIME),),
+            sql="""
+SELECT topic, partition, sum(b.read) AS events_read, sum(b.stored) AS events_stored,
+       sum(b.deadlettered) AS dead_lettered, sum(b.duplicates) AS repeats,
+       sum(b.skipped) AS of_others,
+       toInt64(events_read) - events_stored - dead_lettered - repeats AS unaccounted,
+       max(b.last_offset) + 1 - min(b.first_offset)
+           - sum(b.last_offset - b.first_offset + 1) AS offsets_missing,
+       max(b.last_offset) + 1 AS next_offset, max(b.record_time) AS last_record
+FROM (SELECT * FROM chunk_books FINAL WHERE $__timeFilter(record_time)) AS b
+GROUP BY topic, epoch, partition
+ORDER BY topic, partition, last_record
+LIMIT 1000""",
+        ),
+    ),
+)
+
 _DETAILS = Row(
     "Details",
     (
@@ -180,5 +237,5 @@ HEALTH = Board(
     uid="kizashi-health",
     title="Kizashi: Pipeline health",
     description="Whether Kizashi itself keeps up, and what it could not use or send.",
-    rows=(_AGES, _FLOW, _DETAILS),
+    rows=(_AGES, _FLOW, _BOOKS, _DETAILS),
 )

@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 from msgspec import Struct, structs
 
+from pipeline.incidents.complaints import Complaint, Organ
 from pipeline.incidents.diagnosis import Diagnosis, diagnose
 from pipeline.incidents.explain import EXPLAINING_SHARE, Investigation
 from pipeline.incidents.lifecycle import carry_out
+from pipeline.incidents.own import LABEL, end_own, is_own, open_own, worsen
 from pipeline.incidents.silencing import find_silence
 from pipeline.incidents.wording import rate_severity
 from schemas.alarm import Alarm, Transition
@@ -149,7 +151,8 @@ class IncidentBook:
     ) -> list[Entry]:
         """Look again at what is young: the first alarm spoke when little was known."""
         entries = []
-        due = [i for i in self.open if not i.is_mix_shift and self._is_due(i, now_ms)]
+        looked_up = (i for i in self.open if not i.is_mix_shift and not is_own(i))
+        due = [i for i in looked_up if self._is_due(i, now_ms)]
         for incident in sorted(due, key=lambda i: i.explained_ms)[: self._config.reviews]:
             first = incident.alarms[0]
             found = diagnose(first, investigate(first, now_ms))
@@ -170,7 +173,8 @@ class IncidentBook:
         due = [
             i
             for i in self.open
-            if len(i.cleared) == len(i.alarms)
+            if not is_own(i)
+            and len(i.cleared) == len(i.alarms)
             and now_ms - i.last_alarm_ms >= self._config.hold_ms
             and not i.reopened_by
         ]
@@ -182,6 +186,32 @@ class IncidentBook:
             )
             for i in due
         ]
+
+    def attend(
+        self, complaints: Iterable[Complaint], well: frozenset[Organ], now_ms: int
+    ) -> list[Entry]:
+        """Open, worsen and resolve incidents of Kizashi's own, at most one for each organ.
+
+        What a person has resolved opens again only for another reason. An organ that is
+        neither complained of nor well is left as it is.
+        """
+        entries = []
+        for complaint in complaints:
+            current = self._find_own(complaint.organ)
+            if current is None and complaint.name not in self._incidents:
+                opened = open_own(complaint)
+                entries.append(self._keep(opened, Action.TRIGGER, complaint.found_ms))
+            elif current is not None and (worse := worsen(current, complaint)) is not None:
+                entries.append(self._keep(worse, Action.UPDATE, now_ms))
+        for organ in sorted(well):
+            current = self._find_own(organ)
+            if current is not None and not current.reopened_by:
+                entries.append(self._keep(end_own(current, now_ms), Action.RESOLVE, now_ms))
+        return entries
+
+    def _find_own(self, organ: Organ) -> Incident | None:
+        own = (i for i in self.open if is_own(i) and i.cause.labels.get(LABEL) == organ)
+        return next(own, None)
 
     def observe(self, silences: tuple[Silence, ...], now_ms: int) -> list[Entry]:
         """Take the silences that hold now for what counts; what that changes may be told anew."""
@@ -206,7 +236,8 @@ class IncidentBook:
         found = [
             i
             for i in self._incidents.values()
-            if self._is_near(i, alarm)
+            if not is_own(i)
+            and self._is_near(i, alarm)
             and _takes_part(i, alarm, self._config.overlap_ms)
             and not _is_the_way_back(i, alarm)
             # What is worth a page must not disappear in traffic that has moved.

@@ -102,6 +102,14 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "bytes": pa.uint32(),
         "sha256": pa.binary(32),
     },
+    "chunk_books": {
+        "record_time": _TIME,
+        "topic": _TEXT,
+        "epoch": _TEXT,
+        "partition": pa.uint32(),
+        "first_offset": pa.int64(),
+        "last_offset": pa.int64(),
+    },
     "verdicts": {
         "time": _TIME,
         "grouping": _TEXT,

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.times import to_datetime
 
 #: Tables whose rows are known by the request's time and id.
 _DEPENDENT = {"texts": "request_texts", "samples": "answer_samples"}
 _OF_USER = "SELECT event_time, event_id FROM requests WHERE user_hash IN {hashes:Array(String)}"
 _THEIRS = f"(event_time, event_id) IN ({_OF_USER})"
 _MINE = "user_hash IN {hashes:Array(String)}"
+_MINUTE = "toUnixTimestamp(toStartOfMinute(event_time))"
 
 
 class Holdings(Struct, frozen=True):
@@ -51,12 +53,21 @@ class Eraser:
     def erase(self, hashes: Sequence[str]) -> Holdings:
         """Erase it and return what was left to erase; safe to call again."""
         found = self.count(hashes)
+        if found.requests:
+            # Their rollups stay, and from now on hold more than there is.
+            self._note_minutes(hashes)
         for name, table in _DEPENDENT.items():
             if getattr(found, name):
                 self._store.delete(table, _THEIRS, {"hashes": list(hashes)})
         if found.requests:
             self._store.delete("requests", _MINE, {"hashes": list(hashes)})
         return found
+
+    def _note_minutes(self, hashes: Sequence[str]) -> None:
+        sql = f"SELECT DISTINCT {_MINUTE} FROM requests WHERE {_MINE}"  # noqa: S608 - of ours
+        found = self._store.rows(sql, {"hashes": list(hashes)})
+        rows = [{"minute": to_datetime(seconds * 1000)} for (seconds,) in found]
+        self._store.insert_rows("erased_minutes", rows)
 
     def _count(self, table: str, where: str, hashes: Sequence[str]) -> int:
         sql = f"SELECT count() FROM {table} WHERE {where}"  # noqa: S608 - names of ours

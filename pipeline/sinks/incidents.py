@@ -363,14 +363,15 @@ class IncidentStore:
     def measure_stages(self, since_ms: int) -> list[dict[str, Any]]:
         """Return, by symptom, how many incidents came to each stage and how soon, in seconds.
 
-        Those that only informed, and those that were a part of another, are not counted.
+        Those that only informed, those that were a part of another, and Kizashi's own are not
+        counted.
         """
         names, rows = self._store.query(
             f"""
             SELECT symptom, count() AS incidents,
                    {", ".join(map(_stage_sql, ("detect", "acknowledge", "mitigate", "resolve")))}
             FROM incident_versions FINAL
-            WHERE severity != 'info' AND merged_into = ''
+            WHERE severity != 'info' AND merged_into = '' AND family != 'pipeline'
               AND opened_at >= {{since:DateTime64(3, 'UTC')}}
             GROUP BY symptom ORDER BY symptom
             """,  # noqa: S608 — as above

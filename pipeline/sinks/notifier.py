@@ -80,7 +80,8 @@ def _check_routes(settings: NotifySettings, configured: set[str]) -> None:
             raise ConfigError(f"notify.routes: {min(missing)} is not configured")
 
 
-def _build_rule(settings: RouteSettings) -> RouteRule:
+def build_rule(settings: RouteSettings) -> RouteRule:
+    """Return a route as the routing takes it."""
     match = settings.match
     return RouteRule(
         to=frozenset(settings.to),
@@ -645,7 +646,7 @@ class Notifier:
         `prove` is asked before anything is sent, and raises Fenced where that is another's by now.
         """
         self._outbox = outbox
-        self._rules = tuple(map(_build_rule, settings.routes))
+        self._rules = tuple(map(build_rule, settings.routes))
         self._lock = asyncio.Lock()
         self._couriers = {
             d.name: Courier(

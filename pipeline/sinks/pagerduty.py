@@ -207,7 +207,7 @@ def _describe_evidence(alarm: Alarm) -> str:
 def _describe_cause(incident: Incident) -> str:
     cause = incident.cause
     where = _show_labels(cause.labels)
-    if not where:
+    if not where or not incident.alarms:
         return ""
     return (
         f"{where} carries {cause.share:.0%} of the excess: "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct, structs
 
+from pipeline.incidents.complaints import Reconciled
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.times import to_datetime
 from schemas.monitor import Grouping, grouping_name
@@ -34,6 +35,12 @@ SUMS = {
     "cost_usd": ("sum(cost_usd)", "sum(ifNull(cost_usd, 0))"),
     "unpriced": ("sum(unpriced)", "countIf(cost_usd IS NULL)"),
 }
+
+
+#: What is compared every time, by the time of the events …
+USUAL_MS = 75 * MINUTE_MS
+#: … and what differed is compared again for so long.
+AGAIN_MS = 1_440 * MINUTE_MS
 
 
 class Difference(Struct, frozen=True):
@@ -62,6 +69,10 @@ class Comparison(Struct, frozen=True):
             compared=self.compared + other.compared,
             differences=(*self.differences, *other.differences),
         )
+
+    @property
+    def first_differing_ms(self) -> int | None:
+        return min((each.minute_ms for each in self.differences), default=None)
 
     @property
     def differing(self) -> int:
@@ -109,7 +120,8 @@ class Reconciler:
                 FROM requests FINAL WHERE {times.format("event_time")} AND ({has})
                 GROUP BY minute
             )
-            GROUP BY minute HAVING max(written) < {{settled:DateTime64(3, 'UTC')}} ORDER BY minute
+            GROUP BY minute HAVING max(written) < {{settled:DateTime64(3, 'UTC')}}
+                AND minute NOT IN (SELECT minute FROM erased_minutes) ORDER BY minute
             SETTINGS max_execution_time = {SECONDS_MAX}
             """,  # noqa: S608 — constants, dimensions of the configuration, bound parameters
             {
@@ -131,11 +143,32 @@ class Reconciler:
 
     def save(self, found: Comparison, now_ms: int) -> None:
         """Store what a comparison came to."""
+        first_ms = found.first_differing_ms
         row = {
             "checked_at": to_datetime(now_ms),
             "first_minute": to_datetime(found.first_ms).replace(microsecond=0),
             "last_minute": to_datetime(found.last_ms).replace(microsecond=0),
             "compared": found.compared,
             "differing": found.differing,
+            "first_differing": None if first_ms is None else to_datetime(first_ms),
         }
         self._store.insert_rows("reconciliations", [row])
+
+
+def find_start(last: Reconciled | None, now_ms: int) -> int:
+    """Return from when on the next reconciliation compares: what differed has to be mended."""
+    usual_ms = now_ms - USUAL_MS
+    if last is None or last.first_differing_ms is None:
+        return usual_ms
+    return min(usual_ms, max(last.first_differing_ms, now_ms - AGAIN_MS))
+
+
+def read_last(store: Store) -> Reconciled | None:
+    """Return what the last reconciliation came to; None when there has been none."""
+    rows = store.rows(
+        "SELECT toUnixTimestamp64Milli(checked_at), toUnixTimestamp(first_minute) * 1000,"
+        " toUnixTimestamp(last_minute) * 1000, compared, differing,"
+        " toUnixTimestamp(first_differing) * 1000"
+        " FROM reconciliations ORDER BY checked_at DESC LIMIT 1"
+    )
+    return Reconciled(*rows[0]) if rows else None

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.core.chunk import ChunkEffects, Columns, DeadLetter
+from pipeline.core.chunk import ChunkCounts, ChunkEffects, Columns, DeadLetter
 from pipeline.core.redaction import redact
 from pipeline.errors import RowsRefused
 from pipeline.sinks.arrow import to_table
@@ -24,7 +24,7 @@ _WHY_CHARS, _READ_CHARS = 200, 2_000
 
 
 class RequestStore:
-    """Requests, texts, rollups and dead letters. Calls block: the shell runs them in a thread."""
+    """All that comes of a chunk, and its books. Calls block: the shell runs them in a thread."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -55,8 +55,16 @@ class RequestStore:
             return left | right
         return {}
 
-    def store_rest(self, effects: ChunkEffects) -> None:
-        """Store everything but the requests."""
+    def store_rest(self, effects: ChunkEffects, written_ms: int) -> None:
+        """Store everything but the requests, and at last the chunk's books.
+
+        `written_ms` is when its last record was written.
+        """
+        self.store_effects(effects)
+        self.store_books(effects.source, effects.counts, written_ms)
+
+    def store_effects(self, effects: ChunkEffects) -> None:
+        """Store everything but the requests and the books."""
         token = token_of(effects.source)
         if effects.texts:
             self._store.insert("request_texts", effects.texts, token)
@@ -67,6 +75,12 @@ class RequestStore:
         if effects.deadletters:
             letters = _deadletter_rows(effects.source, effects.deadletters)
             self._store.insert("deadletters", letters, token)
+
+    def store_books(self, source: Source, counts: ChunkCounts, written_ms: int) -> None:
+        """Store what was read of a range, and what became of it."""
+        if any(counts):
+            row = _book_row(source, counts, written_ms)
+            self._store.insert("chunk_books", row, token_of(source))
 
     def read_recent_ids(self, source: Source, limit: int) -> list[str]:
         """Return the ids of the last `limit` events admitted below the range, oldest first.
@@ -118,6 +132,18 @@ def token_of(source: Source) -> str:
         f"{source.topic}:{source.epoch}:{source.partition}"
         f":{source.first_offset}-{source.last_offset}"
     )
+
+
+def _book_row(source: Source, counts: ChunkCounts, written_ms: int) -> Columns:
+    return {
+        "record_time": [written_ms],
+        "topic": [source.topic],
+        "epoch": [source.epoch],
+        "partition": [source.partition],
+        "first_offset": [source.first_offset],
+        "last_offset": [source.last_offset],
+        **{name: [number] for name, number in counts._asdict().items()},
+    }
 
 
 def _deadletter_rows(source: Source, letters: Sequence[DeadLetter]) -> Columns:

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 #: the page's token nor for a loopback name: they say themselves whom they believe.
 Extension = Callable[[web.Application], None]
 OPEN_PREFIXES = ("/hooks/", "/v1/")
+#: What wants the page's token, where there is one; the static files do not.
+GUARDED_PREFIXES = ("/api/", "/metrics")
 
 MAX_WAITING = 64
 MAX_BODY_BYTES = 256 * 1024
@@ -148,7 +150,7 @@ class WebServer:
             return
         if self._token is None and not is_loopback(_host_name(request)):
             raise web.HTTPForbidden(text="this page answers to localhost only\n")
-        if self._token is None or not request.path.startswith("/api/"):
+        if self._token is None or not request.path.startswith(GUARDED_PREFIXES):
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode(errors="replace"), self._token)

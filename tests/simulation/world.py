@@ -90,6 +90,8 @@ class World:
         self.rolled: Counter[tuple[int, str]] = Counter()
         self.seen_signals: dict[int, tuple[int, int]] = {}
         self.signalled: Counter[str] = Counter()
+        #: The books as stored: of each chunk, by partition and first offset.
+        self.booked: dict[tuple[int, int], ChunkCounts] = {}
 
     # Time and what fails.
 
@@ -389,6 +391,9 @@ class World:
         elif table == "rollup_1m" and here:
             for minute, model, requests in _read_rollup(columns):
                 self.rolled[minute, model] += requests
+        elif table == "chunk_books" and here:
+            counts = ChunkCounts(*(columns[name][0] for name in ChunkCounts._fields))
+            self.booked[int(partition), columns["first_offset"][0]] = counts
 
     def _note_stored(self, partition: int, offsets: list[int], ids: list[str]) -> None:
         planned = plan_events(self.read_epoch(EVENTS), partition)
@@ -515,6 +520,14 @@ class World:
             by_model[model] += n
         if self.signalled != by_model:
             self.fail(f"signals {self.signalled}, stored {by_model}")
+        booked = functools.reduce(ChunkCounts.plus, self.booked.values(), ChunkCounts())
+        read = len(partitions) * EVENTS_EACH
+        if (booked.read, booked.stored, booked.deadlettered) != (
+            read,
+            len(self.stored),
+            len(self.refused),
+        ):
+            self.fail(f"the books say {booked}")
 
     def _check_detected(self) -> None:
         for (_, partition), (position, state) in self.clickhouse.snapshots.items():
