@@ -25,6 +25,7 @@ from pipeline.cli import cli
 from pipeline.config import CanarySettings
 from pipeline.core.chunk import ChunkEffects, MoneyColumn
 from pipeline.core.dedup import SeenIds
+from pipeline.core.features import extract_features
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
 from pipeline.core.step import StepConfig, admit, derive_effects
@@ -32,7 +33,7 @@ from pipeline.encoders.static import StaticEncoder
 from pipeline.errors import ConfigError
 from schemas.codec import DEFAULT_LIMITS, decode_event
 from schemas.event import Received
-from schemas.monitor import parse_grouping
+from schemas.monitor import Dimension, parse_grouping
 from tests.support.events import (
     NOW_MS,
     PRICES,
@@ -400,3 +401,19 @@ def test_once_ends_with_1_when_a_case_failed(gateway: Any, tmp_path: Path) -> No
 def test_another_model_is_tried_before_it_goes_live(gateway: Any, tmp_path: Path) -> None:
     code, output = run_once(gateway, tmp_path, "--model", "careful-model")
     assert (code, "failed  refund" in output) == (1, True)
+
+
+def test_a_canary_that_nobody_has_judged_is_no_users_and_counts_for_no_pass_rate() -> None:
+    """The gateway knows that it was one, and not what was expected."""
+    events = [
+        make_event("e-1", canary="refund", canary_passed=None),
+        make_event("e-2", canary="refund", canary_passed=False),
+        make_event("e-3", canary="refund", canary_passed=True),
+        make_event("e-4"),
+    ]
+    received = [decode_event(to_bytes(event), NOW_MS) for event in events]
+    features = extract_features([r for r in received if isinstance(r, Received)], Pricer(PRICES))
+    assert features.traits.canaries.tolist() == [False, True, True, False]
+    assert features.traits.canary_failures.tolist() == [False, True, False, False]
+    models = features.dimensions[Dimension.REQUEST_MODEL].decode()
+    assert [model.startswith("canary/") for model in models] == [True, True, True, False]
