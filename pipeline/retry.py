@@ -32,7 +32,7 @@ class Backoff:
     sleep: Callable[[float], Awaitable[None]]
     rng: random.Random
     initial_s: float = 0.2
-    max_s: float = 10.0
+    max_s: float = 5.0
     #: Called at every wait, so that others can tell waiting from standing still.
     note: Callable[[], None] = lambda: None
 

@@ -347,7 +347,9 @@ class WorkerState:
             lag,
         )
         now_s = time.monotonic()
-        retrying = now_s - self._retried_s < 2 * self.backoff.max_s
+        # A call to a ClickHouse that hangs takes its time-out, and then somebody waits.
+        grace_s = self.config.clickhouse.timeout_s + 2 * self.backoff.max_s
+        retrying = now_s - self._retried_s < grace_s
         if self._watchdog.observe(now_s, position=position, lag=lag, retrying=retrying):
             logger.critical("%d events behind, and nothing has moved for %d s", lag, STALL_S)
             # What hangs cannot be asked to stop. Its successor takes up the declared range.
