@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -180,17 +180,20 @@ class OffsetLog:
         Raises:
             SinkUnavailable: the broker does not answer.
         """
-        return await self._thread.call_thread(self._lag, topic)  # type: ignore[no-any-return]
+        try:
+            found: tuple[int, int] = await self._call(self._lag, topic)
+        except Fenced as fenced:
+            raise SinkUnavailable(str(fenced)) from fenced
+        return found
 
     async def read(self, topic: str, partition: int) -> Committed:
         """Return what the group has committed.
 
         Raises:
+            Fenced: this worker is stopping.
             SinkUnavailable: the coordinator does not answer.
         """
-        found: Committed = await self._thread.call_thread(
-            self._read, TopicPartition(topic, partition)
-        )
+        found: Committed = await self._call(self._read, TopicPartition(topic, partition))
         return found
 
     async def write(
@@ -199,12 +202,22 @@ class OffsetLog:
         """Commit an offset.
 
         Raises:
-            Fenced: the group is in another generation, or the partition is not ours.
+            Fenced: the group is in another generation, the partition is not ours, or this worker
+                is stopping.
             SinkUnavailable: the coordinator does not answer.
         """
-        await self._thread.call_thread(
-            self._write, TopicPartition(topic, partition), offset, metadata, generation
-        )
+        tp = TopicPartition(topic, partition)
+        await self._call(self._write, tp, offset, metadata, generation)
+
+    async def _call(self, method: Callable[..., Awaitable[Any]], *given: Any) -> Any:
+        """Call in the consumer's thread, which ends before those who still wait for a try."""
+        thread = self._thread
+        try:
+            return await thread.call_thread(method, *given)
+        except RuntimeError as error:
+            if thread.method_queue.loop.is_closed():
+                raise Fenced("the consumer has stopped") from error
+            raise
 
     async def _lag(self, topic: str) -> tuple[int, int]:
         consumer = self._consumer()

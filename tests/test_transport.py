@@ -6,7 +6,8 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiokafka
 import faust
@@ -20,7 +21,7 @@ from faust.types import TP
 from pipeline.app import build_faust
 from pipeline.config import KafkaSettings
 from pipeline.core.chunk import Record
-from pipeline.errors import Fenced, KizashiError
+from pipeline.errors import Fenced, KizashiError, SinkUnavailable
 from pipeline.producing import produce
 from pipeline.topics import create_topics
 from pipeline.transport import (
@@ -216,3 +217,26 @@ def test_what_is_published_is_packed_fast() -> None:
 
 def test_faust_is_compiled() -> None:
     assert_compiled()
+
+
+class Stopped:
+    """A consumer whose thread has ended, as it does before those who wait for another try."""
+
+    def __init__(self) -> None:
+        self._thread = self
+        self.method_queue = self
+        self.loop = asyncio.new_event_loop()
+        self.loop.close()
+
+    async def call_thread(self, *_: Any) -> None:
+        self.loop.call_soon_threadsafe(print)
+
+
+async def test_an_offset_log_without_its_consumer_says_that_the_work_is_no_longer_ours() -> None:
+    offsets = OffsetLog(cast(Any, SimpleNamespace(consumer=Stopped())))
+    with pytest.raises(Fenced, match="stopped"):
+        await offsets.write("events", 0, 1, "", 1)
+    with pytest.raises(Fenced, match="stopped"):
+        await offsets.read("events", 0)
+    with pytest.raises(SinkUnavailable, match="stopped"):
+        await offsets.lag("events")
