@@ -34,7 +34,7 @@ from detectors.bank_rates import Material, RateFamilies
 from detectors.bank_resets import Announced, Change, PlannedChanges
 from detectors.bank_rows import UNKNOWN, MonitorRows
 from detectors.bank_shifts import ShiftFamilies
-from detectors.bank_sparse import RARE_SIGNALS, SparseFamilies
+from detectors.bank_sparse import RARE_FAMILIES, RARE_SIGNALS, SparseFamilies
 from detectors.bank_verdicts import STATES, VerdictTable
 from detectors.base import Arrays
 from detectors.budget import log_thresholds
@@ -65,6 +65,8 @@ MIN_GAP_MS = 1
 QUIET_MARGIN = 7.0
 #: However far the watermark leaps, a silent monitor was silent for at most this long.
 MAX_SILENT_STEP_MS = 60_000
+#: What is counted seldom may be silent for so many times as long before its alarm is cleared.
+RARE_PATIENCE = 24
 #: For so long an alarm keeps the monitors near it from learning; after that it is the new normal.
 SUSPICION_MS = 6 * 3_600_000
 #: … and at most so many of them are looked at, the oldest first: they are the broadest.
@@ -387,8 +389,12 @@ class Bank:
         for (row, _), opened in self._open.items():
             silent = opened.silent_ms + min(step_ms, MAX_SILENT_STEP_MS)
             opened.silent_ms = 0 if heard[row] else silent
-        due = [k for k, o in self._open.items() if o.silent_ms >= self.config.no_traffic_ms]
+        due = [k for k, o in self._open.items() if o.silent_ms >= self._patience_ms(k[1])]
         return [self._clear(key, "no_traffic", packet.source.last_offset) for key in due]
+
+    def _patience_ms(self, family: int) -> int:
+        is_rare = self.families[family] in RARE_FAMILIES
+        return self.config.no_traffic_ms * (RARE_PATIENCE if is_rare else 1)
 
     def _clear(self, key: tuple[int, int], reason: str, event_index: int) -> Alarm:
         opened = self._open.pop(key)

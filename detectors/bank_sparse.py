@@ -17,11 +17,12 @@ from detectors.bank_family import Batch, FamilyGroup, Lead, Readings
 from detectors.bank_rates import RateFamilies, Tally
 from detectors.base import Arrays, Floats, Ints
 from detectors.recovery import RecoveryTest
-from schemas.signal import COUNTED, RARE, Family, Signal
+from schemas.signal import COUNTED, FAMILY_OF, RARE, Family, Signal
 
 Bools = npt.NDArray[np.bool_]
 
 RARE_SIGNALS: tuple[Signal, ...] = tuple(s for s in Signal if s in RARE)
+RARE_FAMILIES: frozenset[Family] = frozenset(FAMILY_OF[s] for s in RARE_SIGNALS)
 #: Rows that are added at once.
 _STEP = 16
 

@@ -1,4 +1,4 @@
-"""The Faust shell: three agents, thin. What they do is in ingest, detect and respond.
+"""The Faust shell: four agents, thin. What they do is in ingest, feedback, detect and respond.
 
 Delivery guarantee: Faust neither tracks nor commits our topics; each agent
 commits by itself, when the effects of what it commits are stored.
@@ -162,7 +162,7 @@ async def consume(app: faust.App, stream: Any, handle: Callable[[Any], Awaitable
 
 
 def build_app(app: faust.App, state: WorkerState) -> faust.App:
-    """Hang the three agents on the app."""
+    """Hang the four agents on the app."""
     kafka = state.kafka
 
     def declare(*names: str) -> Any:
@@ -171,6 +171,10 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
     @app.agent(declare(*kafka.input_topics), name="ingest")
     async def ingest(stream: Any) -> None:
         await consume(app, stream, state.ingest)
+
+    @app.agent(declare(*kafka.feedback_topics), name="feedback")
+    async def feedback(stream: Any) -> None:
+        await consume(app, stream, state.take_feedback)
 
     @app.agent(declare(kafka.signals_topic), name="detect")
     async def detect(stream: Any) -> None:

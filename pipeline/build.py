@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+
+from pydantic import SecretStr
 
 from detectors.bank import BankConfig, Material
 from detectors.bank_extra import ExtraConfig
@@ -15,6 +17,7 @@ from detectors.river_rates import RiverConfig, RiverKind
 from pipeline.channel import Setup
 from pipeline.config import (
     Config,
+    EvaluationSettings,
     ExtraSettings,
     IngestSettings,
     NotifySettings,
@@ -22,6 +25,7 @@ from pipeline.config import (
     WatchSettings,
     read_key_file,
 )
+from pipeline.core.feedback import FeedbackConfig, Rule, fold_label
 from pipeline.core.monitors import MonitorRegistry
 from pipeline.core.pricing import Pricer
 from pipeline.core.redaction import RecordPolicy
@@ -33,10 +37,11 @@ from pipeline.errors import ConfigError
 from pipeline.event_door import Door
 from pipeline.incidents.vitals import VitalsConfig
 from pipeline.prices import configured_table
-from pipeline.receiving import judge_event
+from pipeline.receiving import Judge, judge_event, judge_feedback
 from pipeline.references import ReferenceKeeper
 from pipeline.sending import TopicSender
 from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.feedback import FeedbackStore
 from pipeline.sinks.heartbeat import Heartbeat
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.last_resort import LastResort
@@ -99,21 +104,66 @@ def build_limits(ingest: IngestSettings) -> CodecLimits:
     )
 
 
-def build_event_door(config: Config, clock: Callable[[], float]) -> Door | None:
-    """`/v1/events` for whoever has a key; None when there is none. `clock` gives unix seconds."""
-    keys = [key.get_secret_value().encode() for key in config.web.event_keys]
-    if not keys:
-        return None
-    sender = TopicSender(config.kafka, config.kafka.events_topic)
-    limits = build_limits(config.ingest)
+def build_doors(config: Config, clock: Callable[[], float]) -> list[Door]:
+    """`/v1/events` and `/v1/feedback`, each if somebody has a key. `clock` gives unix seconds."""
+    kafka, web = config.kafka, config.web
+    doors = (
+        ("/v1/events", web.event_keys, kafka.events_topic, judge_event),
+        ("/v1/feedback", web.feedback_keys, kafka.feedback_topic, judge_feedback),
+    )
+    return [_build_door(config, clock, *door) for door in doors if door[1]]
+
+
+def _build_door(
+    config: Config,
+    clock: Callable[[], float],
+    path: str,
+    keys: Sequence[SecretStr],
+    topic: str,
+    judge: Callable[[int, CodecLimits], Judge],
+) -> Door:
+    sender, limits = TopicSender(config.kafka, topic), build_limits(config.ingest)
     return Door(
-        "/v1/events",
-        keys,
+        path,
+        [key.get_secret_value().encode() for key in keys],
         config.web.event_body_bytes,
-        lambda: judge_event(round(clock() * 1000), limits),
+        lambda: judge(round(clock() * 1000), limits),
         sender.send,
         sender.close,
     )
+
+
+def build_feedback_config(config: Config, signals_partitions: int) -> FeedbackConfig:
+    """What is done with feedback, of the configuration."""
+    keys = read_user_keys(config.privacy)
+    return FeedbackConfig(
+        groupings=config.ingest.groupings,
+        limits=build_limits(config.ingest),
+        signals_partitions=signals_partitions,
+        rules={each.name: _build_rule(each) for each in config.feedback.evaluations},
+        store_explanations=config.feedback.store_explanations,
+        wires={
+            each.topic: Wire(each.format, keep_unread=config.ingest.store_texts)
+            for each in config.kafka.feedback_inputs
+        },
+        user_key=keys[-1] if keys else None,
+        redact=frozenset(config.privacy.redact),
+    )
+
+
+def _build_rule(settings: EvaluationSettings) -> Rule:
+    return Rule(
+        frozenset(map(fold_label, settings.negative_labels)),
+        frozenset(map(fold_label, settings.positive_labels)),
+        settings.negative_below,
+        settings.negative_above,
+    )
+
+
+def build_feedback_registry(config: Config, store: FeedbackStore) -> MonitorRegistry:
+    """The monitors of feedback that are watched already."""
+    cap = config.feedback.monitors_per_grouping
+    return MonitorRegistry(cap, store.read_monitors(config.ingest.groupings, cap))
 
 
 def build_bank_config(config: Config, signals_partitions: int) -> BankConfig:

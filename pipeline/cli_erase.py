@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def erase(load: Callable[[], Config], user: str, dry_run: bool, yes: bool) -> None:
-    """Erase the requests of a user, their texts and the samples taken of them.
+    """Erase the requests of a user, their texts, the samples taken of them, and ratings.
 
     They are found by the hashes of the id under every configured key. The user of
     ClickHouse needs ALTER: run it as the one who runs `kizashi init`.
@@ -54,13 +54,17 @@ def erase(load: Callable[[], Config], user: str, dry_run: bool, yes: bool) -> No
 
 
 def _say(held: Holdings) -> str:
-    return f"{held.requests} requests, {held.texts} texts, {held.samples} samples"
+    return (
+        f"{held.requests} requests, {held.texts} texts, {held.samples} samples,"
+        f" {held.ratings} ratings"
+    )
 
 
 def _say_what_stays(config: Config) -> None:
     kafka, hours = config.kafka, config.kafka.topics.retention_hours
     click.echo(
-        f"what stays: counts without a user; {kafka.events_topic} holds the user's events for"
+        f"what stays: counts without a user; {kafka.events_topic} and {kafka.feedback_topic}"
+        f" hold the user's records for"
         f" {hours:g} h after they were sent, and a worker that reads them again stores them again;"
         " backups of yours",
         err=True,

@@ -70,15 +70,25 @@ class InputSettings(Section):
         return value
 
 
+class FeedbackInputSettings(Section):
+    """A topic of OpenTelemetry's log records that is read beside the feedback topic."""
+
+    topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+    format: Literal[WireFormat.OTLP_PROTO, WireFormat.OTLP_JSON] = WireFormat.OTLP_PROTO
+
+
 class KafkaSettings(Section):
     bootstrap_servers: str = "127.0.0.1:9092"
     group_id: str = "kizashi"
     events_topic: str = "llm.gateway.events"
+    feedback_topic: str = "llm.gateway.feedback"
     signals_topic: str = "llm.signals"
     alarms_topic: str = "llm.alarms"
     deadletter_topic: str = "llm.deadletter"
     #: Each a ``[[kafka.inputs]]``.
     inputs: Annotated[tuple[InputSettings, ...], Field(max_length=50)] = ()
+    #: Each a ``[[kafka.feedback_inputs]]``.
+    feedback_inputs: Annotated[tuple[FeedbackInputSettings, ...], Field(max_length=50)] = ()
     session_timeout_s: Annotated[float, Field(ge=1, le=300)] = 10.0
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
@@ -94,7 +104,8 @@ class KafkaSettings(Section):
     @model_validator(mode="after")
     def _check_inputs(self) -> KafkaSettings:
         ours = [self.signals_topic, self.alarms_topic, self.deadletter_topic]
-        if len({*self.input_topics, *ours}) < len(self.input_topics) + len(ours):
+        read = [*self.input_topics, *self.feedback_topics]
+        if len({*read, *ours}) < len(read) + len(ours):
             raise ValueError("inputs: a topic stands there twice, or is one of ours")
         return self
 
@@ -102,6 +113,11 @@ class KafkaSettings(Section):
     def input_topics(self) -> tuple[str, ...]:
         """The topics from which events come."""
         return (self.events_topic, *(each.topic for each in self.inputs))
+
+    @property
+    def feedback_topics(self) -> tuple[str, ...]:
+        """The topics from which feedback comes."""
+        return (self.feedback_topic, *(each.topic for each in self.feedback_inputs))
 
 
 def is_loopback(host: str) -> bool:
@@ -308,6 +324,8 @@ MATERIALITY: dict[Family, Materiality] = {
     Family.TOPIC: Materiality(ratio=2.0, difference=0.1, lasting_s=900),
     # A canary is asked seldom, and a few of its answers always go astray.
     Family.CANARY: Materiality(ratio=2.0, difference=0.05),
+    # Few answers are rated, and some people are never content.
+    Family.FEEDBACK: Materiality(ratio=2.0, difference=0.02),
     # Some prompts ask for a translation; the reference knows how many.
     Family.LANGUAGE: Materiality(ratio=2.0, difference=0.02),
     # A tenth of the requests more, or fewer, that the cache answers.
@@ -552,15 +570,18 @@ class WebSettings(Section):
     rows: Annotated[int, Field(ge=1, le=100_000)] = 1_000
     #: Whoever has one of them may send events to `/v1/events`; without any, nobody may.
     event_keys: Annotated[tuple[SecretStr, ...], Field(max_length=100)] = ()
-    #: Of one request to `/v1/events`, packed and unpacked.
+    #: The same for `/v1/feedback`.
+    feedback_keys: Annotated[tuple[SecretStr, ...], Field(max_length=100)] = ()
+    #: Of one request to either, packed and unpacked.
     event_body_bytes: Annotated[int, Field(ge=1_024, le=64 * 1024 * 1024)] = 8 * 1024 * 1024
 
     @model_validator(mode="after")
     def _check_reach(self) -> WebSettings:
         if self.token is not None and len(self.token.get_secret_value()) < MIN_TOKEN_CHARACTERS:
             raise ValueError(f"the token needs at least {MIN_TOKEN_CHARACTERS} characters")
-        if any(len(key.get_secret_value()) < MIN_TOKEN_CHARACTERS for key in self.event_keys):
-            raise ValueError(f"event_keys: each needs at least {MIN_TOKEN_CHARACTERS} characters")
+        for name in ("event_keys", "feedback_keys"):
+            if any(len(k.get_secret_value()) < MIN_TOKEN_CHARACTERS for k in getattr(self, name)):
+                raise ValueError(f"{name}: each needs at least {MIN_TOKEN_CHARACTERS} characters")
         if not is_loopback(self.host) and self.token is None:
             raise ValueError("whoever reaches the page may read everything: set a token")
         return self
@@ -617,6 +638,48 @@ class WatchSettings(Section):
     silent_events: Annotated[int, Field(ge=1)] = 20
 
 
+class EvaluationSettings(Section):
+    """When an evaluation is negative: by its label where that is known, else by its score.
+
+    Labels are compared in any case, and ``-`` and blanks are as good as ``_``.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    negative_labels: tuple[str, ...] = ()
+    #: Without any, every label that is not negative is positive; and the other way round.
+    positive_labels: tuple[str, ...] = ()
+    negative_below: float | None = None
+    negative_above: float | None = None
+
+    @model_validator(mode="after")
+    def _check_rule(self) -> EvaluationSettings:
+        labels = {*self.negative_labels, *self.positive_labels}
+        if not labels and self.negative_below is self.negative_above is None:
+            raise ValueError("nothing would be negative")
+        return self
+
+
+class FeedbackSettings(Section):
+    """What users and evaluators think of answers: how it finds its request, and what is bad."""
+
+    #: Feedback waits so long for a request that is not stored yet …
+    join_wait_s: Annotated[float, Field(ge=0, le=120)] = 10.0
+    #: … and one that is older than this is not found.
+    lookback_days: Annotated[float, Field(gt=0, le=366)] = 7.0
+    #: Whether explanations are stored, redacted.
+    store_explanations: bool = False
+    monitors_per_grouping: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    #: Each a ``[[feedback.evaluations]]``; one without has the default: see docs/feedback.md.
+    evaluations: Annotated[tuple[EvaluationSettings, ...], Field(max_length=1_000)] = ()
+
+    @field_validator("evaluations")
+    @classmethod
+    def _check_names(cls, value: tuple[EvaluationSettings, ...]) -> tuple[EvaluationSettings, ...]:
+        if len({each.name for each in value}) != len(value):
+            raise ValueError("a name stands there twice")
+        return value
+
+
 class PriceSettings(Section):
     #: A price table in the form of `kizashi prices list --toml`, used over the built-in one.
     file: Path | None = None
@@ -643,6 +706,7 @@ class Config(BaseSettings):
     privacy: PrivacySettings = PrivacySettings()
     prices: PriceSettings = PriceSettings()
     canary: CanarySettings = CanarySettings()
+    feedback: FeedbackSettings = FeedbackSettings()
     gateway: GatewaySettings = GatewaySettings()
 
     @model_validator(mode="after")
@@ -666,7 +730,8 @@ class Config(BaseSettings):
     @model_validator(mode="after")
     def _check_monitors(self) -> Config:
         # With less room, monitors would push each other out and never finish learning.
-        counted = len(self.ingest.groupings) * (self.ingest.monitors_per_grouping + 1)
+        each = self.ingest.monitors_per_grouping + self.feedback.monitors_per_grouping + 2
+        counted = len(self.ingest.groupings) * each
         if self.detection.monitors < counted:
             raise ValueError(
                 f"detection.monitors is {self.detection.monitors}, but"
@@ -687,8 +752,9 @@ class Config(BaseSettings):
     def _check_webhook(self) -> Config:
         if self.notify.pagerduty.webhook_secret is not None and not self.web.enabled:
             raise ValueError("notify.pagerduty.webhook_secret: nothing listens; set web.enabled")
-        if self.web.event_keys and not self.web.enabled:
-            raise ValueError("web.event_keys: nothing listens; set web.enabled")
+        for name in ("event_keys", "feedback_keys"):
+            if getattr(self.web, name) and not self.web.enabled:
+                raise ValueError(f"web.{name}: nothing listens; set web.enabled")
         return self
 
     def shown(self) -> dict[str, Any]:

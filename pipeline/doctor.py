@@ -79,7 +79,8 @@ def _examine_kafka(config: Config) -> Iterator[Finding]:
     if not reached.well:
         return
     missing, differences = examine_topics(kafka)
-    names = (*kafka.input_topics, kafka.signals_topic, kafka.alarms_topic, kafka.deadletter_topic)
+    ours = (kafka.signals_topic, kafka.alarms_topic, kafka.deadletter_topic)
+    names = (*kafka.input_topics, *kafka.feedback_topics, *ours)
     for name in names:
         wrong = [d for d in differences if d.topic == name]
         if name in missing:

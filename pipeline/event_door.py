@@ -1,4 +1,4 @@
-"""`POST /v1/events` on the page's server: events by HTTP, for who has no Kafka client.
+"""`POST /v1/events` and `/v1/feedback` on the page's server, for who has no Kafka client.
 
 What is read and answered is in `pipeline.receiving`; here are the key, the limits and aiohttp.
 Nothing is read of a request without a key, of one that is too large, or slower than

@@ -185,6 +185,8 @@ class _Partition:
     pending: PendingRange | None = None
     loaded: bool = False
     ahead: _Ahead | None = None
+    #: The chunk in hand.
+    doing: Chunk | None = None
     #: A lane is working on it.
     busy: bool = False
     #: The offset up to which everything is done, not yet committed; None when it is.
@@ -193,6 +195,14 @@ class _Partition:
     @property
     def key(self) -> tuple[str, int]:
         return self.topic, self.partition
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """When the first of its records was written that is not stored; None when all are."""
+        first = self.doing or (self.ahead.chunk if self.ahead else None)
+        if first is not None:
+            return first.records[0].written_ms if first.records else None
+        return self.backlog.first.written_ms if self.backlog else None
 
 
 class Ingestor:
@@ -229,6 +239,12 @@ class Ingestor:
     @property
     def held_bytes(self) -> int:
         return sum(p.backlog.bytes for p in self._partitions.values())
+
+    @property
+    def held_since_ms(self) -> int | None:
+        """When the oldest record was written that is held and not stored; None when none is."""
+        held = [p.oldest_ms for p in self._partitions.values()]
+        return min((each for each in held if each is not None), default=None)
 
     async def offer(self, batch: BatchLike) -> None:
         """Take in a batch; waits while too much is held already."""
@@ -355,6 +371,7 @@ class Ingestor:
 
     async def _see_through(self, partition: _Partition, now: _Ahead) -> None:
         first, last = now.chunk.source.first_offset, now.chunk.source.last_offset
+        partition.doing = now.chunk
         try:
             await self._commit(partition, first, f"{first}-{last}")
             prepared = await self._finish_preparing(partition, now)
@@ -362,6 +379,7 @@ class Ingestor:
             await self._persist(partition, lambda: partition.work.store(prepared))
         finally:
             now.preparing.cancel()
+            partition.doing = None
         partition.done = last + 1
 
     async def _finish_preparing(self, partition: _Partition, now: _Ahead) -> Any:

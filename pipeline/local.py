@@ -16,6 +16,8 @@ from detectors.bank import Bank, Findings
 from pipeline.build import (
     Reader,
     build_bank_config,
+    build_feedback_config,
+    build_feedback_registry,
     build_pricer,
     build_registry,
     build_step_config,
@@ -23,22 +25,30 @@ from pipeline.build import (
 from pipeline.config import Config
 from pipeline.core.chunk import Chunk, ChunkCounts, ChunkEffects, Record
 from pipeline.core.dedup import SeenIds
+from pipeline.core.feedback import (
+    Joined,
+    admit_feedback,
+    feedback_rows,
+    pack_feedback,
+    wanted_ids,
+)
 from pipeline.core.step import Admission, admit, derive_effects
 from pipeline.incidents.book import BookConfig, Entry, IncidentBook
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
+from pipeline.sinks.feedback import FeedbackStore
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.requests import RequestStore
 from schemas.alarm import Alarm
 from schemas.command import Command
 from schemas.control import Reset
 from schemas.incident import Incident
-from schemas.signal import Source
+from schemas.signal import SignalPacket, Source
 
 #: The detectors look again after so many events.
 SIGNALS_STEP = 64
 #: A replay cannot wait for its last alarms to stay clear: it asks a day later.
-END_MS = 86_400_000
+END_MS = DAY_MS = 86_400_000
 #: A chunk of the first events is no larger: of each model a chunk keeps a sample, and the first
 #: references would wait for many large ones.
 FIRST_CHUNK_EVENTS, FIRST_EVENTS = 128, 16_384
@@ -81,6 +91,11 @@ class LocalPipeline:
         self._bank = Bank(build_bank_config(config, signals_partitions=1))
         self._book = IncidentBook(BookConfig())
         self._source = Source(topic, epoch, 0, 0, -1)
+        self._feedback = FeedbackStore(store)
+        self._feedback_config = build_feedback_config(config, signals_partitions=1)
+        self._feedback_registry = build_feedback_registry(config, self._feedback)
+        self._feedback_seen = SeenIds(config.ingest.dedup_window)
+        self._feedback_source = Source(f"{topic}.feedback", epoch, 0, 0, -1)
         self._counts = ChunkCounts()
         #: What the books do not hold yet: from which offset on, and since when.
         self._unbooked, self._unbooked_from, self._booked_ms = ChunkCounts(), 0, 0
@@ -99,6 +114,21 @@ class LocalPipeline:
             news += self._feed_chunk(records[start:end], now_ms)
             start = end
         return news
+
+    def feed_feedback(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
+        """Take in feedback, written at `now_ms`, about requests that were fed before it."""
+        self._feedback_source, chunk = _next_chunk(self._feedback_source, records, now_ms)
+        admission = admit_feedback(chunk, self._feedback_config, self._feedback_seen)
+        since_ms = round(now_ms - self._config.feedback.lookback_days * DAY_MS)
+        subjects = self._feedback.find_subjects(*wanted_ids(admission.received), max(0, since_ms))
+        joined = Joined(admission, [subjects.find(r.feedback) for r in admission.received])
+        rows = feedback_rows(joined, self._feedback_config)
+        if refused := self._feedback.store(chunk.source, rows):
+            joined = joined.without(refused)
+        letters, counts = joined.admission.deadletters, joined.admission.counts
+        self._feedback.store_rest(chunk.source, letters, counts, now_ms)
+        packets = pack_feedback(joined, self._feedback_config, self._feedback_registry)
+        return self._detect(packets.get(0, ()))
 
     def reset(self, order: Reset) -> list[Alarm | Incident]:
         """Take a planned change for normal from here on; returns the alarms that it ends."""
@@ -127,18 +157,12 @@ class LocalPipeline:
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def _feed_chunk(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
-        first = self._source.last_offset + 1
-        self._source = structs.replace(
-            self._source, first_offset=first, last_offset=first + len(records) - 1
-        )
-        chunk = Chunk(
-            self._source, [Record(first + i, now_ms, value) for i, value in enumerate(records)]
-        )
+        self._source, chunk = _next_chunk(self._source, records, now_ms)
         effects = self._store_chunk(chunk)
         self._counts = self._counts.plus(effects.counts)
         self._enter(effects.counts, now_ms)
         self._keep_references(effects, now_ms)
-        return self._detect(effects)
+        return self._detect(effects.packets.get(0, ()))
 
     def _store_chunk(self, chunk: Chunk) -> ChunkEffects:
         admission = admit(chunk, self._step.limits, self._seen)
@@ -175,10 +199,10 @@ class LocalPipeline:
             keeper.refresh()
             keeper.fit_due(self._watermark_ms or now_ms)
 
-    def _detect(self, effects: ChunkEffects) -> list[Alarm | Incident]:
+    def _detect(self, packets: Sequence[SignalPacket]) -> list[Alarm | Incident]:
         news: list[Alarm | Incident] = []
         verdicts = []
-        for packet in effects.packets.get(0, ()):
+        for packet in packets:
             findings = self._bank.update(packet)
             verdicts += findings.verdicts
             news += self._note_findings(findings)
@@ -210,3 +234,12 @@ class LocalPipeline:
     def _note(self, entries: list[Entry]) -> list[Entry]:
         self._incidents.save(*(entry.incident for entry in entries))
         return entries
+
+
+def _next_chunk(before: Source, records: Sequence[bytes], now_ms: int) -> tuple[Source, Chunk]:
+    """Return the records as the chunk behind the last one, and its place."""
+    first = before.last_offset + 1
+    source = structs.replace(before, first_offset=first, last_offset=first + len(records) - 1)
+    return source, Chunk(
+        source, [Record(first + i, now_ms, value) for i, value in enumerate(records)]
+    )

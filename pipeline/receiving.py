@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from pipeline.errors import RetryableError
 from schemas.codec import CodecLimits, decode_event
+from schemas.feedback import decode_feedback
 from schemas.rejection import Rejected
 
 #: Records of one body.
@@ -76,6 +77,17 @@ def judge_event(now_ms: int, limits: CodecLimits) -> Judge:
         result = decode_event(raw, now_ms, limits)
         # The key keeps the repeats of an event in one partition.
         return result if isinstance(result, Rejected) else result.event.event_id.encode()
+
+    return judge
+
+
+def judge_feedback(now_ms: int, limits: CodecLimits) -> Judge:
+    """Return what judges feedback that is written now, by the rules of the worker."""
+
+    def judge(raw: bytes) -> bytes | Rejected:
+        result = decode_feedback(raw, now_ms, limits)
+        # As above: its repeats lie in one partition.
+        return result if isinstance(result, Rejected) else result.feedback.feedback_id.encode()
 
     return judge
 

@@ -115,12 +115,15 @@ def plan_topics(settings: KafkaSettings) -> tuple[TopicPlan, ...]:
         }
         return TopicPlan(name, partitions, topics.replication, config, growable)
 
+    foreign = [each.topic for each in settings.inputs]
+    foreign += [each.topic for each in settings.feedback_inputs]
     inputs = (
-        replace(plan(each.topic, topics.partitions, short_hours, 2, growable=True), foreign=True)
-        for each in settings.inputs
+        replace(plan(name, topics.partitions, short_hours, 2, growable=True), foreign=True)
+        for name in foreign
     )
     return (
         plan(settings.events_topic, topics.partitions, short_hours, 2, growable=True),
+        plan(settings.feedback_topic, topics.partitions, short_hours, 1, growable=True),
         plan(settings.signals_topic, topics.signals_partitions, short_hours, 4, growable=False),
         plan(settings.alarms_topic, 1, long_hours, 1, growable=False),
         # Wider than the events: a dead letter carries the record and the reason.
@@ -167,7 +170,7 @@ def find_differences(
 def create_topics(settings: KafkaSettings, *, grow: bool = False) -> TopicReport:
     """Create the topics that do not exist yet, and report where those that do differ.
 
-    With `grow`, partitions are added to the events and dead-letter topics. A
+    With `grow`, partitions are added to the events, feedback and dead-letter topics. A
     key's events go to another partition from then on, so a repeat of an event
     sent before may be counted twice; signals never grow, because a monitor's
     state lives where its hash says.

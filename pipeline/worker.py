@@ -17,7 +17,9 @@ from pipeline.agents import AlarmPublisher, DetectAgent, RespondAgent
 from pipeline.build import (
     Reader,
     build_bank_config,
-    build_event_door,
+    build_doors,
+    build_feedback_config,
+    build_feedback_registry,
     build_heartbeat,
     build_keeper,
     build_last_resort,
@@ -35,8 +37,9 @@ from pipeline.core.monitors import MonitorRegistry
 from pipeline.detect import DetectorRunner
 from pipeline.effects import EffectRunner, OwnPreparer, Preparer, Publisher
 from pipeline.errors import ConfigError, Fenced, RetryableError
+from pipeline.feedback import DAY_MS, FeedbackRunner, Patience
 from pipeline.incidents.book import BookConfig
-from pipeline.ingest import IngestLimits, Ingestor
+from pipeline.ingest import IngestLimits, Ingestor, PartitionWork
 from pipeline.lookout import Lookout, Sources
 from pipeline.metrics import BookCollector, MetricsRoute
 from pipeline.pagerduty_webhook import PagerDutyHook
@@ -48,6 +51,7 @@ from pipeline.silences import SilenceKeeper
 from pipeline.sinks.books import BookStore
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.detections import DetectionStore
+from pipeline.sinks.feedback import FeedbackStore
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.notifier import build_destinations
 from pipeline.sinks.objectives import ObjectiveStore
@@ -69,6 +73,10 @@ T = TypeVar("T")
 
 #: A chunk takes seconds; a rebalance takes a session time-out.
 STALL_S = 180.0
+#: Feedback that waits for its request looks for it so often.
+JOIN_POLL_S = 1.0
+#: … and most of the time it waits: a lane costs nothing.
+FEEDBACK_LANES = 16
 
 
 class PublishingAlarms(Publisher, AlarmPublisher, Protocol):
@@ -139,8 +147,7 @@ class WorkerState:
         if (secret := self.config.notify.pagerduty.webhook_secret) is not None:
             publish = self.publisher.publish_commands
             extensions.append(PagerDutyHook(secret.get_secret_value(), publish, time.time))
-        if (door := build_event_door(self.config, time.time)) is not None:
-            extensions.append(door)
+        extensions += build_doors(self.config, time.time)
         return extensions
 
     def _read_epochs(self) -> dict[str, str]:
@@ -155,7 +162,9 @@ class WorkerState:
                     f"kafka.topics.signals_partitions is {wrong.planned},"
                     f" but {wrong.topic} has {wrong.standing} partitions"
                 )
-        return topic_epochs(kafka, (*kafka.input_topics, kafka.signals_topic))
+        return topic_epochs(
+            kafka, (*kafka.input_topics, *kafka.feedback_topics, kafka.signals_topic)
+        )
 
     def _build(self) -> None:
         config, partitions = self.config, self.config.kafka.topics.signals_partitions
@@ -170,20 +179,10 @@ class WorkerState:
             config.ingest.dedup_window,
             self._count,
         )
-        self.ingestor = Ingestor(
-            IngestLimits(
-                events=config.ingest.chunk_events,
-                bytes=config.ingest.chunk_bytes,
-                interval_s=config.ingest.chunk_interval_s,
-                span_ms=round(config.ingest.chunk_span_s * 1000),
-                held_bytes=config.ingest.held_bytes,
-            ),
-            self.offsets,
-            self._epochs.__getitem__,
-            self.effects.open_partition,
-            self.backoff,
-            time.monotonic,
-        )
+        held = config.ingest.held_bytes
+        self.ingestor = self._build_ingestor(self.effects.open_partition, held)
+        open_feedback = self._build_feedback().open_partition
+        self.feedback = self._build_ingestor(open_feedback, held // 4)
         self.detectors = DetectorRunner(
             build_bank_config(config, partitions),
             DetectionStore(self.store),
@@ -227,6 +226,46 @@ class WorkerState:
             heartbeat=build_heartbeat(config.notify),
         )
 
+    def _build_ingestor(
+        self, open_partition: Callable[[str, int], PartitionWork], held_bytes: int
+    ) -> Ingestor:
+        ingest = self.config.ingest
+        return Ingestor(
+            IngestLimits(
+                events=ingest.chunk_events,
+                bytes=ingest.chunk_bytes,
+                interval_s=ingest.chunk_interval_s,
+                span_ms=round(ingest.chunk_span_s * 1000),
+                held_bytes=held_bytes,
+            ),
+            self.offsets,
+            self._epochs.__getitem__,
+            open_partition,
+            self.backoff,
+            time.monotonic,
+        )
+
+    def _build_feedback(self) -> FeedbackRunner:
+        config, store = self.config, FeedbackStore(self.store)
+        return FeedbackRunner(
+            build_feedback_config(config, self.kafka.topics.signals_partitions),
+            store,
+            build_feedback_registry(config, store),
+            self.publisher,
+            self.preparing,
+            self.executor,
+            config.ingest.dedup_window,
+            round(config.feedback.lookback_days * DAY_MS),
+            Patience(
+                config.feedback.join_wait_s,
+                JOIN_POLL_S,
+                time.monotonic,
+                asyncio.sleep,
+                lambda: self.ingestor.held_since_ms,
+            ),
+            self._count,
+        )
+
     async def _prove(self) -> None:
         await self.responding.prove()
 
@@ -254,6 +293,12 @@ class WorkerState:
         await self._meet(batch)
         await self.ingestor.offer(batch)
 
+    async def take_feedback(self, message: Any) -> None:
+        """Hand a chunk of feedback on; waits while too much is held."""
+        batch = to_batch(message)
+        await self._meet(batch)
+        await self.feedback.offer(batch)
+
     async def detect(self, message: Any) -> None:
         """Take in a chunk of signals."""
         batch = to_batch(message)
@@ -265,8 +310,9 @@ class WorkerState:
         await self.responding.take(to_batch(message))
 
     async def work(self) -> None:
-        """See chunks of events through, for ever."""
-        await self.ingestor.run(self._lanes)
+        """See chunks of events and of feedback through, for ever."""
+        # Feedback waits for events: in lanes of its own it holds up none of them.
+        await asyncio.gather(self.ingestor.run(self._lanes), self.feedback.run(FEEDBACK_LANES))
 
     async def tick(self) -> None:
         """Take the incidents over or hand them over, as assigned; resolve what is due."""
@@ -336,7 +382,8 @@ class WorkerState:
     async def watch(self) -> None:
         """Log the books; end the process when there is work and nothing moves."""
         try:
-            found = [await self.offsets.lag(topic) for topic in self.kafka.input_topics]
+            topics = (*self.kafka.input_topics, *self.kafka.feedback_topics)
+            found = [await self.offsets.lag(topic) for topic in topics]
         except RetryableError as error:
             logger.warning("%s", error)
             return

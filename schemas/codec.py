@@ -36,10 +36,12 @@ _LABEL_ATTRIBUTES = tuple(
 )
 _decode_event = msgspec.json.Decoder(Event).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
-_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+#: What decoders of JSON raise of bytes that they cannot take.
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 #: Stands where a record gave none.
 _NO_EVENT = Event(event_id="-", event_time=0, request_model="-")
-_NUL = rb"\u0000"
+#: How a NUL stands in JSON.
+NUL = rb"\u0000"
 _MISSING = re.compile(r"missing required field")
 _UNKNOWN = "unknown field"
 _ENUM_VALUE = re.compile(r"^Invalid enum value .*(?= - at )", re.DOTALL)
@@ -90,7 +92,7 @@ def decode_event(
         return Rejected(Reason.TOO_LARGE, detail, raw)
     try:
         event = _decode_event(raw)
-    except _ERRORS as error:
+    except DECODE_ERRORS as error:
         return _recover(error, raw, written_ms, limits)
     return _accept(event, {}, raw, written_ms, limits)
 
@@ -124,7 +126,7 @@ def _decode_block(
             continue
         try:
             events.append(_decode_event(raw))
-        except _ERRORS as error:
+        except DECODE_ERRORS as error:
             settled[row] = _recover(error, raw, written_ms[row], limits)
             events.append(_NO_EVENT)
     time_ms = _to_ms_all([e.event_time for e in events])
@@ -155,9 +157,9 @@ def _to_ms_all(times: list[dt.datetime | float]) -> npt.NDArray[np.float64]:
 def _may_hold_nul(raws: Sequence[bytes | None]) -> npt.NDArray[np.bool_]:
     """Which records hold a NUL's escape. `in` takes three times as long as the comparison."""
     held = [raw or b"" for raw in raws]
-    joined = np.frombuffer(b"".join((*held, b" " * len(_NUL))), np.uint8)
-    at = np.flatnonzero(joined[: -len(_NUL)] == _NUL[0])
-    for place, byte in enumerate(_NUL[1:], 1):
+    joined = np.frombuffer(b"".join((*held, b" " * len(NUL))), np.uint8)
+    at = np.flatnonzero(joined[: -len(NUL)] == NUL[0])
+    for place, byte in enumerate(NUL[1:], 1):
         at = at[joined[at + place] == byte]
     ends = np.cumsum(np.fromiter(map(len, held), np.int64, len(held)))
     found = np.zeros(len(held), np.bool_)
@@ -170,18 +172,23 @@ def _recover(
     error: Exception, raw: bytes, written_ms: int, limits: CodecLimits
 ) -> Received | Rejected:
     """Decode the slower way what has keys outside the contract; say what is wrong with the rest."""
-    try:
-        if isinstance(error, msgspec.ValidationError) and _UNKNOWN in str(error):
+    if isinstance(error, msgspec.ValidationError) and _UNKNOWN in str(error):
+        try:
             return _decode_with_attributes(raw, written_ms, limits)
-        raise error
-    except UnicodeDecodeError as bad:
-        return Rejected(Reason.INVALID_UTF8, _clip(f"{bad.reason} at {bad.start}"), raw)
-    except msgspec.ValidationError as bad:
-        return _explain(bad, raw)
-    except msgspec.DecodeError as bad:
-        return _explain_malformed(bad, raw)
-    except RecursionError:
-        return Rejected(Reason.TOO_DEEP, "nested too deeply", raw)
+        except DECODE_ERRORS as other:
+            return explain_error(other, raw)
+    return explain_error(error, raw)
+
+
+def explain_error(error: Exception, raw: bytes) -> Rejected:
+    """Say what is wrong with bytes of which a decoder has raised one of `DECODE_ERRORS`."""
+    if isinstance(error, UnicodeDecodeError):
+        return Rejected(Reason.INVALID_UTF8, _clip(f"{error.reason} at {error.start}"), raw)
+    if isinstance(error, msgspec.ValidationError):
+        return _explain(error, raw)
+    if isinstance(error, msgspec.DecodeError):
+        return _explain_malformed(error, raw)
+    return Rejected(Reason.TOO_DEEP, "nested too deeply", raw)
 
 
 def _decode_with_attributes(
@@ -236,22 +243,32 @@ def _accept(
     limits: CodecLimits,
 ) -> Received | Rejected:
     """The rules that a schema cannot say."""
-    time_ms = _to_ms(event.event_time)
+    time_ms = settle_time("event.time", event.event_time, written_ms, limits, raw)
+    if isinstance(time_ms, Rejected):
+        return time_ms
+    # A raw NUL is not JSON; it can only come in as an escape, which is rare
+    # enough that the search for the six bytes pays for the exact check.
+    if NUL in raw and (name := _find_nul(event, attributes)) is not None:
+        return Rejected(Reason.CONTROL_CHARACTER, f"NUL in {name}", raw)
+    return Received(event, time_ms, attributes)
+
+
+def settle_time(
+    key: str, time: dt.datetime | float, written_ms: int, limits: CodecLimits, raw: bytes
+) -> int | Rejected:
+    """Return a record's time in milliseconds since the epoch, or why it cannot be taken."""
+    time_ms = _to_ms(time)
     if time_ms is None:
-        detail = "event.time has no time zone, or is not a time"
+        detail = f"{key} has no time zone, or is not a time"
         return Rejected(Reason.INVALID_FIELD, detail, raw)
     if not written_ms - limits.age_ms <= time_ms <= written_ms + limits.ahead_ms:
         days = (time_ms - written_ms) / 86_400_000
-        detail = f"event.time is {days:+.1f} days from the time of writing"
+        detail = f"{key} is {days:+.1f} days from the time of writing"
         return Rejected(Reason.TIME_OUT_OF_RANGE, detail, raw)
     # A record's own time can be forged, so the bounds against it are not enough.
     if time_ms not in _STORABLE_MS:
-        return Rejected(Reason.TIME_OUT_OF_RANGE, "event.time is not between 1970 and 2106", raw)
-    # A raw NUL is not JSON; it can only come in as an escape, which is rare
-    # enough that the search for the six bytes pays for the exact check.
-    if _NUL in raw and (name := _find_nul(event, attributes)) is not None:
-        return Rejected(Reason.CONTROL_CHARACTER, f"NUL in {name}", raw)
-    return Received(event, time_ms, attributes)
+        return Rejected(Reason.TIME_OUT_OF_RANGE, f"{key} is not between 1970 and 2106", raw)
+    return time_ms
 
 
 def _to_ms(time: dt.datetime | float) -> int | None:

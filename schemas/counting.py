@@ -1,4 +1,7 @@
-"""How each signal is found again in the stored `requests`: the same counts, as SQL."""
+"""How each signal is found again in what is stored: the same counts, as SQL.
+
+All are counted over `requests`, and only feedback over a table of its own: `RATINGS`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,10 @@ _CLASS = (
     f"(1 + toInt64(least({INPUT_CLASSES - 1}, greatest(0,"
     f" floor(2 * log2(greatest(ifNull(input_tokens, 0), 1))) - {FIRST_CLASS}))))"
 )
+
+
+#: Of the rows of `feedback` with a request: which are counted over, and which count.
+RATINGS = ("negative IS NOT NULL", "ifNull(negative, 0)")
 
 
 def predicates(edge: str, edges: str) -> dict[Signal, tuple[str, str]]:

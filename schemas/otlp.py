@@ -1,7 +1,7 @@
-"""Spans from OTLP, as the OpenTelemetry Collector's Kafka exporter writes them.
+"""Spans and log records from OTLP, as the OpenTelemetry Collector's Kafka exporter writes them.
 
 One record is one request of the OpenTelemetry Protocol (OTLP 1.x,
-opentelemetry.proto.collector.trace.v1): Protobuf (`otlp_proto`) or its JSON form
+opentelemetry.proto.collector.trace.v1 and .logs.v1): Protobuf (`otlp_proto`) or its JSON form
 (`otlp_json`), in which ids are hex and 64-bit integers may be texts.
 """
 
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from google.protobuf.message import DecodeError
 from msgspec import Meta, Struct
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from schemas.rejection import Reason, Rejected
-from schemas.span import Span, SpanEvent
+from schemas.span import LogRecord, Span, SpanEvent
 
 
 class WireFormat(StrEnum):
@@ -33,6 +34,7 @@ class WireFormat(StrEnum):
 
 
 _ERROR = 2
+T = TypeVar("T")
 
 
 def read_spans(raw: bytes | None, wire: WireFormat) -> Iterator[Span | str] | Rejected:
@@ -40,14 +42,27 @@ def read_spans(raw: bytes | None, wire: WireFormat) -> Iterator[Span | str] | Re
 
     A text stands for a span that cannot be read, and says why.
     """
+    if wire is WireFormat.OTLP_PROTO:
+        return _read(raw, lambda r: _spans_of_proto(trace_pb2.TracesData.FromString(r)), "traces")
+    return _read(raw, lambda r: _spans_of_json(_decode_traces(r)), "traces")
+
+
+def read_logs(raw: bytes | None, wire: WireFormat) -> Iterator[LogRecord | str] | Rejected:
+    """The same of the log records of a logs request."""
+    if wire is WireFormat.OTLP_PROTO:
+        return _read(raw, lambda r: _logs_of_proto(logs_pb2.LogsData.FromString(r)), "logs")
+    return _read(raw, lambda r: _logs_of_json(_decode_logs(r)), "logs")
+
+
+def _read(
+    raw: bytes | None, read: Callable[[bytes], Iterator[T]], what: str
+) -> Iterator[T] | Rejected:
     if raw is None:
         return Rejected(Reason.TOMBSTONE, "the record has no value", b"")
     try:
-        if wire is WireFormat.OTLP_PROTO:
-            return _spans_of_proto(trace_pb2.TracesData.FromString(raw))
-        return _spans_of_json(_decode_object(raw))
+        return read(raw)
     except DecodeError:
-        reason, detail = Reason.INVALID_PROTOBUF, "not a traces request of OTLP in Protobuf"
+        reason, detail = Reason.INVALID_PROTOBUF, f"not a {what} request of OTLP in Protobuf"
     except UnicodeDecodeError as bad:
         reason, detail = Reason.INVALID_UTF8, f"{bad.reason} at {bad.start}"
     except msgspec.ValidationError as bad:
@@ -84,6 +99,19 @@ def _read_proto(span: trace_pb2.Span, resource: dict[str, Any]) -> Span:
         ),
         failed=span.status.code == _ERROR,
     )
+
+
+def _logs_of_proto(data: logs_pb2.LogsData) -> Iterator[LogRecord | str]:
+    for of_resource in data.resource_logs:
+        for of_scope in of_resource.scope_logs:
+            for log in of_scope.log_records:
+                yield LogRecord(
+                    name=log.event_name,
+                    trace_id=log.trace_id.hex(),
+                    span_id=log.span_id.hex(),
+                    time_ns=log.time_unix_nano or log.observed_time_unix_nano,
+                    attributes=_attributes_of_proto(log.attributes),
+                )
 
 
 def _attributes_of_proto(pairs: Iterable[KeyValue]) -> dict[str, Any]:
@@ -172,8 +200,33 @@ class _JsonTraces(Struct):
     )
 
 
-_decode_object = msgspec.json.Decoder(_JsonTraces).decode
+class _JsonLog(Struct):
+    name: str = msgspec.field(name="eventName", default="")
+    trace_id: _Hex = msgspec.field(name="traceId", default="")
+    span_id: _Hex = msgspec.field(name="spanId", default="")
+    time: _Long = msgspec.field(name="timeUnixNano", default=0)
+    observed: _Long = msgspec.field(name="observedTimeUnixNano", default=0)
+    attributes: list[_JsonPair] = []
+
+
+class _JsonScopeLogs(Struct):
+    logs: list[msgspec.Raw] = msgspec.field(name="logRecords", default_factory=list)
+
+
+class _JsonResourceLogs(Struct):
+    scope_logs: list[_JsonScopeLogs] = msgspec.field(name="scopeLogs", default_factory=list)
+
+
+class _JsonLogs(Struct):
+    resource_logs: list[_JsonResourceLogs] = msgspec.field(
+        name="resourceLogs", default_factory=list
+    )
+
+
+_decode_traces = msgspec.json.Decoder(_JsonTraces).decode
+_decode_logs = msgspec.json.Decoder(_JsonLogs).decode
 _decode_span = msgspec.json.Decoder(_JsonSpan).decode
+_decode_log = msgspec.json.Decoder(_JsonLog).decode
 _decode_resource = msgspec.json.Decoder(_JsonResource).decode
 
 
@@ -207,6 +260,26 @@ def _read_json(raw: msgspec.Raw, resource: dict[str, Any]) -> Span | str:
                 for e in span.events
             ),
             failed=span.status.code in (_ERROR, "STATUS_CODE_ERROR"),
+        )
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return str(error)[:280]
+
+
+def _logs_of_json(logs: _JsonLogs) -> Iterator[LogRecord | str]:
+    for of_resource in logs.resource_logs:
+        for of_scope in of_resource.scope_logs:
+            yield from map(_read_json_log, of_scope.logs)
+
+
+def _read_json_log(raw: msgspec.Raw) -> LogRecord | str:
+    try:
+        log = _decode_log(raw)
+        return LogRecord(
+            name=log.name,
+            trace_id=log.trace_id.lower(),
+            span_id=log.span_id.lower(),
+            time_ns=_read_time(log.time) or _read_time(log.observed),
+            attributes=_attributes_of_json(log.attributes),
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         return str(error)[:280]

@@ -47,6 +47,8 @@ class Family(StrEnum):
     TOPIC = "topic"
     #: Answers to questions whose answers are known: `kizashi canary`.
     CANARY = "canary"
+    #: What users and evaluators think of answers: `llm.gateway.feedback`.
+    FEEDBACK = "feedback"
     #: Kizashi itself: no signal of any monitor is of it, and no detector watches it.
     PIPELINE = "pipeline"
 
@@ -83,6 +85,8 @@ class Signal(StrEnum):
     NOVEL_PROMPT = "novel_prompt"
     #: A canary's answer that was not as expected.
     CANARY_FAILURE = "canary_failure"
+    #: Feedback that says an answer was bad.
+    NEGATIVE_FEEDBACK = "negative_feedback"
 
 
 FAMILY_OF: dict[Signal, Family] = {
@@ -104,6 +108,7 @@ FAMILY_OF: dict[Signal, Family] = {
     Signal.OFF_PROMPT: Family.RELEVANCE,
     Signal.NOVEL_PROMPT: Family.TOPIC,
     Signal.CANARY_FAILURE: Family.CANARY,
+    Signal.NEGATIVE_FEEDBACK: Family.FEEDBACK,
 }
 #: Families that never page: what they say is news, not damage.
 INFORMING: frozenset[Family] = frozenset({Family.CACHE, Family.LENGTH, Family.TOPIC})
@@ -120,10 +125,11 @@ RISING: frozenset[Signal] = frozenset(
         Signal.OFF_PROMPT,
         Signal.NOVEL_PROMPT,
         Signal.CANARY_FAILURE,
+        Signal.NEGATIVE_FEEDBACK,
     }
 )
 #: Signals of which most monitors never see an event: those that do not have no state for them.
-RARE: frozenset[Signal] = frozenset({Signal.CANARY_FAILURE})
+RARE: frozenset[Signal] = frozenset({Signal.CANARY_FAILURE, Signal.NEGATIVE_FEEDBACK})
 #: Signals that are counted where the event is: the columns of their k and their n.
 COUNTED: dict[Signal, tuple[str, str]] = {
     Signal.REFUSAL: ("refusals", "answered"),
@@ -138,6 +144,7 @@ COUNTED: dict[Signal, tuple[str, str]] = {
     Signal.OFF_PROMPT: ("off_prompts", "marked"),
     Signal.NOVEL_PROMPT: ("novel_prompts", "marked"),
     Signal.CANARY_FAILURE: ("canary_failures", "canaries"),
+    Signal.NEGATIVE_FEEDBACK: ("negative_feedbacks", "feedbacks"),
 }
 #: Signals that count what lies beyond a quantile of the monitor's own past: their histogram.
 MEASURED: dict[Signal, str] = {

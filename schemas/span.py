@@ -1,4 +1,4 @@
-"""A span of OpenTelemetry as we read it, whatever form it came in."""
+"""A span, and a log record, of OpenTelemetry as we read it, whatever form it came in."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ class Span(Struct, frozen=True):
     events: tuple[SpanEvent, ...]
     #: Its status is an error.
     failed: bool
+
+
+class LogRecord(Struct, frozen=True):
+    """One log record, as far as it is an event. The ids are of the span that it belongs to."""
+
+    #: Of the event; empty for a line of a log.
+    name: str
+    trace_id: str
+    span_id: str
+    #: When it happened, or else was seen.
+    time_ns: int
+    attributes: Attributes

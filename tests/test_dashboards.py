@@ -50,6 +50,7 @@ from schemas.incident import Status
 from schemas.monitor import DIMENSIONS, Dimension
 from tests.support.clickhouse import serving
 from tests.support.events import make_event, make_raw, to_bytes
+from tests.support.feedback import feedback_raw
 from tests.support.grafana import TOKEN, FakeGrafana, TimeRange, expand, grafana_fixture
 from tests.support.pagerduty import make_incident, make_notification
 
@@ -148,6 +149,10 @@ def filled(embedded_path: Path) -> Iterator[Filled]:
         pipeline = LocalPipeline(config, store, epoch="1")
         pipeline.feed(make_events(now_ms), now_ms)
         pipeline.feed([b"{", b"[]", make_raw("x", request_model=None)], now_ms)
+        rated = [
+            feedback_raw(f"f{i}", f"d{i}", score=i % 3, time_ms=now_ms) for i in range(0, 99, 9)
+        ]
+        pipeline.feed_feedback([*rated, feedback_raw("f", "gone", time_ms=now_ms)], now_ms)
         pipeline.finish(now_ms)
         objectives = ObjectiveStore(store, config.ingest.groupings[0])
         objective = ObjectiveSettings(name="all", target=0.99)

@@ -28,7 +28,7 @@ __all__ = ["clickhouse_server"]
 KEYS = {"k1": "the first key, long gone", "k2": "the second key, in use"}
 CONFIG = StepConfig(DEFAULT_GROUPINGS, CodecLimits(), store_texts=True)
 USERS = ("ada", "bob", None, "ada lovelace")
-TABLES = ("requests", "request_texts", "answer_samples")
+TABLES = ("requests", "request_texts", "answer_samples", "feedback")
 
 
 @pytest.fixture
@@ -73,6 +73,23 @@ def fill(store: Store) -> None:
             for time, event_id in store.rows("SELECT event_time, event_id FROM requests")
         ],
     )  # fmt: skip
+    rate(store)
+
+
+def rate(store: Store) -> None:
+    """Every request is rated by its user, and by somebody who judges them all."""
+    rows = store.rows("SELECT event_time, event_id, user_hash FROM requests")
+    store.insert_rows(
+        "feedback",
+        [
+            {
+                "feedback_time": time, "feedback_id": f"{event_id}/{user}", "name": "thumbs",
+                "event_id": event_id, "user_hash": user, "record_time": time,
+            }
+            for time, event_id, own in rows
+            for user in (own, "k1:judge")
+        ],
+    )  # fmt: skip
 
 
 def erase(
@@ -99,8 +116,8 @@ def test_a_user_goes_from_every_table_under_every_key(store: Store, tmp_path: Pa
     rollups = store.rows("SELECT sum(requests) FROM rollup_1m")
     ended = erase(store, tmp_path, "--user", "ada", "--yes")
     assert ended.exit_code == 0, ended.output
-    assert "found under k1, k2: 2 requests, 2 texts, 2 samples" in ended.stdout
-    assert "erased: 2 requests, 2 texts, 2 samples" in ended.stdout
+    assert "found under k1, k2: 2 requests, 2 texts, 2 samples, 4 ratings" in ended.stdout
+    assert "erased: 2 requests, 2 texts, 2 samples, 4 ratings" in ended.stdout
     assert "llm.gateway.events" in ended.stderr
     for table in TABLES:
         assert ids(store, table) == EVERYONE - {"k1-0", "k2-0"}, table
@@ -112,7 +129,7 @@ def test_a_user_goes_from_every_table_under_every_key(store: Store, tmp_path: Pa
 
 def test_a_dry_run_and_a_no_erase_nothing(store: Store, tmp_path: Path) -> None:
     dry = erase(store, tmp_path, "--user", "ada", "--dry-run")
-    assert dry.stdout == "found under k1, k2: 2 requests, 2 texts, 2 samples\n"
+    assert dry.stdout == "found under k1, k2: 2 requests, 2 texts, 2 samples, 4 ratings\n"
     declined = erase(store, tmp_path, "--user", "ada")
     assert declined.exit_code == 1
     assert all(ids(store, table) == EVERYONE for table in TABLES)

@@ -128,6 +128,8 @@ def test_what_the_detectors_count_is_packed() -> None:
     needed = {column for pair in COUNTED.values() for column in pair}
     # What a reference says of answers comes later: `tests/test_signals_stored.py`.
     needed -= {"marked", "off_prompts", "novel_prompts"}
+    # Feedback has packets of its own.
+    needed -= {"feedbacks", "negative_feedbacks"}
     times = {FIRST_TIME_MS, LAST_TIME_MS}
     for packet in packets:
         assert packet.columns.keys() == needed | {REQUESTS} | times

@@ -32,7 +32,10 @@ def test_the_plan_follows_the_settings():
     topics = TopicSettings(
         partitions=12, signals_partitions=3, replication=3, retention_hours=48, compression="zstd"
     )
-    events, signals, alarms, dead = plan_topics(KafkaSettings(topics=topics))
+    events, feedback, signals, alarms, dead = plan_topics(KafkaSettings(topics=topics))
+    assert feedback.name == "llm.gateway.feedback"
+    assert (feedback.partitions, feedback.growable) == (12, True)
+    assert feedback.config["retention.ms"] == events.config["retention.ms"]
     assert [events.name, signals.name] == ["llm.gateway.events", "llm.signals"]
     assert [alarms.name, dead.name] == ["llm.alarms", "llm.deadletter"]
     assert [p.partitions for p in (events, signals, alarms, dead)] == [12, 3, 1, 12]
@@ -46,7 +49,7 @@ def test_the_plan_follows_the_settings():
     assert int(events.config["max.message.bytes"]) == 2 * MIB
     assert int(signals.config["max.message.bytes"]) == 4 * MIB
     assert int(dead.config["max.message.bytes"]) == 4 * MIB
-    for plan in (events, signals, alarms, dead):
+    for plan in (events, feedback, signals, alarms, dead):
         assert plan.replication == 3
         assert plan.config["compression.type"] == "zstd"
         assert plan.config["min.insync.replicas"] == "2"
@@ -56,7 +59,7 @@ def test_the_plan_follows_the_settings():
 def test_no_plan_contradicts_itself(hours, replication):
     """Alarms and dead letters stay at least as long as the events, and writes stay possible."""
     topics = TopicSettings(retention_hours=hours, replication=replication)
-    events, _, alarms, dead = plan_topics(KafkaSettings(topics=topics))
+    events, _, _, alarms, dead = plan_topics(KafkaSettings(topics=topics))
     assert int(alarms.config["retention.ms"]) >= int(events.config["retention.ms"]) > 0
     assert int(dead.config["retention.ms"]) >= int(events.config["retention.ms"])
     assert 1 <= int(events.config["min.insync.replicas"]) <= replication
@@ -72,7 +75,7 @@ def test_a_topic_as_planned_has_no_differences():
 
 def test_differences_name_what_mends_them():
     """Each difference says what stands, what was planned, and the command or setting."""
-    events, signals, *_ = plan_topics(KafkaSettings())
+    events, _, signals, *_ = plan_topics(KafkaSettings())
     fewer = StandingTopic(2, 1, {**events.config, "retention.ms": "1"})
     partitions, retention = find_differences(events, fewer, "b:9092")
     assert (partitions.standing, partitions.planned) == ("2", "8")
@@ -179,10 +182,12 @@ def test_what_differs_is_reported_and_left_alone_unless_asked(kafka_settings):
     alter(kafka_settings, kafka_settings.alarms_topic, "retention.ms", 12_345)
 
     events, signals = kafka_settings.events_topic, kafka_settings.signals_topic
+    feedback = kafka_settings.feedback_topic
     alarms, dead = kafka_settings.alarms_topic, kafka_settings.deadletter_topic
     report = create_topics(kafka_settings)
     assert {(d.topic, d.what, d.standing) for d in report.differences} == {
         (events, "partitions", "1"),
+        (feedback, "partitions", "1"),
         (signals, "partitions", "1"),
         (alarms, "retention.ms", "12345"),
         (dead, "partitions", "1"),
@@ -190,7 +195,7 @@ def test_what_differs_is_reported_and_left_alone_unless_asked(kafka_settings):
     assert (report.created, report.grown) == ((), ())
 
     report = create_topics(kafka_settings, grow=True)
-    assert report.grown == (events, dead)
+    assert report.grown == (events, feedback, dead)
     assert report.kept == (signals, alarms)
     assert {(d.topic, d.what) for d in report.differences} == {
         (signals, "partitions"),

@@ -1,4 +1,4 @@
-"""Quality: the rates that are watched, their baselines, the evidence against them, fingerprints."""
+"""Quality: watched rates, their baselines, the evidence against them, fingerprints, feedback."""
 
 from __future__ import annotations
 
@@ -182,10 +182,60 @@ LIMIT 200""",
     ),
 )
 
+_RATED = f"FROM feedback AS f FINAL WHERE $__timeFilter(f.feedback_time) AND {_CHOSEN}"
+_FEEDBACK = Row(
+    "Feedback",
+    (
+        Panel(
+            title="Negative ratings",
+            description="Share of bad ratings among those that were joined to their request, by"
+            " the time of the rating. The five evaluations and models with the most ratings.",
+            kind=Kind.TIME_SERIES,
+            unit=Unit.SHARE,
+            sql=f"""
+WITH top AS (
+    SELECT name, request_model
+    {_RATED} AND event_id != '' AND negative IS NOT NULL
+    GROUP BY name, request_model ORDER BY count() DESC, name, request_model LIMIT 5
+)
+SELECT $__timeInterval(f.feedback_time) AS time,
+       concat(name, ' · ', request_model) AS series,
+       countIf(ifNull(negative, false)) / count() AS rate
+{_RATED} AND event_id != '' AND negative IS NOT NULL AND (name, request_model) IN top
+GROUP BY time, series
+ORDER BY time, series""",
+        ),
+        Panel(
+            title="Ratings",
+            description="What came of each evaluation. Those without a request found none in time:"
+            " they are in the table, and in no monitor.",
+            kind=Kind.TABLE,
+            columns=(
+                Column("ratings", Unit.COUNT),
+                Column("negative_share", Unit.SHARE),
+                Column("without_request", Unit.COUNT),
+            ),
+            sql=f"""
+SELECT toString(name) AS evaluation,
+       toString(request_model) AS model,
+       toString(source) AS given_by,
+       count() AS ratings,
+       countIf(ifNull(negative, false)) / nullIf(countIf(negative IS NOT NULL), 0)
+           AS negative_share,
+       countIf(event_id = '') AS without_request
+{_RATED}
+GROUP BY evaluation, model, given_by
+ORDER BY ratings DESC, evaluation, model, given_by
+LIMIT 200""",
+        ),
+    ),
+)
+
 QUALITY = Board(
     uid="kizashi-quality",
     title="Kizashi: Quality",
-    description="The rates that are watched, their baselines, the evidence, and the fingerprints.",
+    description="The rates that are watched, their baselines, the evidence, the fingerprints, and"
+    " what users think.",
     variables=_FILTERS,
-    rows=(_RATES, _MONITORS, _FINGERPRINTS),
+    rows=(_RATES, _MONITORS, _FINGERPRINTS, _FEEDBACK),
 )

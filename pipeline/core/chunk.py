@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -146,6 +147,17 @@ class DeadLetter(NamedTuple):
     item: int = 0
     #: Of an event that was admitted and cannot be stored; empty where it was never read.
     event_id: str = ""
+
+
+def number_letters(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
+    """A record may hold several events: its letters are told apart by number."""
+    items: Counter[int] = Counter()
+    numbered = []
+    for letter in letters:
+        offset = letter.record.offset
+        numbered.append(letter._replace(item=items[offset]))
+        items[offset] += 1
+    return numbered
 
 
 class ChunkCounts(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,13 @@ Hashes = npt.NDArray[np.int64]
 
 #: What came since the window was last put in order is at most this share of it.
 _RECENT_SHARE = 8
+
+
+class Seen(Protocol):
+    """`SeenIds`, or who stands for it."""
+
+    def add_all(self, event_ids: Sequence[str]) -> list[bool]:
+        """Remember each in turn; return which were new."""
 
 
 class SeenIds:

@@ -106,6 +106,20 @@ class Vectors(NamedTuple):
     values: npt.NDArray[np.float32]
 
 
+class _Events(NamedTuple):
+    """n events, as far as they are counted; without features nothing is measured."""
+
+    time_ms: Ints
+    flags: Mapping[str, Bools]
+    features: Features | None = None
+    sums: Mapping[str, Vectors] = {}
+
+    @classmethod
+    def read(cls, features: Features, sums: Mapping[str, Vectors] | None) -> _Events:
+        flags = {name: find(features) for name, find in _known_flags(features).items()}
+        return cls(features.time_ms, flags, features, sums or {})
+
+
 def assign_partition(monitor: Monitor, partitions: int) -> int:
     """Return the signals partition that owns the monitor; the same in every process and version."""
     return zlib.crc32(_name_values(monitor.values), _start(monitor.grouping)) % partitions
@@ -132,7 +146,22 @@ def pack_signals(
     by interval: a worker that catches up on an hour finds in it what it would
     have found as it came.
     """
-    counted = _count(features, splits, partitions, features.time_ms // INTERVAL_MS, sums or {})
+    return _pack(source, _Events.read(features, sums), splits, partitions)
+
+
+def pack_counts(
+    source: Source,
+    time_ms: Ints,
+    flags: Mapping[str, Bools],
+    splits: Sequence[Split],
+    partitions: int,
+) -> Packets:
+    """`pack_signals` of what are no requests: so many of n events (shape (n,)) had each flag."""
+    return _pack(source, _Events(time_ms, flags), splits, partitions)
+
+
+def _pack(source: Source, events: _Events, splits: Sequence[Split], partitions: int) -> Packets:
+    counted = _count(events, splits, partitions, events.time_ms // INTERVAL_MS)
     packets: dict[int, list[SignalPacket]] = {}
     for start, end in counted.parts():
         mine = packets.setdefault(int(counted.partition[start]), [])
@@ -153,7 +182,8 @@ def pack_signals_in_steps(
     Without a broker between them the detectors can afford to look more often.
     `offsets` are those of the n events.
     """
-    counted = _count(features, splits, 1, np.arange(len(features)) // step, sums or {})
+    events = _Events.read(features, sums)
+    counted = _count(events, splits, 1, np.arange(len(features)) // step)
     packets: list[SignalPacket] = []
     for start, end in counted.parts():
         first = int(counted.batch[start]) * step
@@ -262,13 +292,7 @@ class _Counted(NamedTuple):
         )
 
 
-def _count(
-    features: Features,
-    splits: Sequence[Split],
-    partitions: int,
-    batch: Ints,
-    sums: Mapping[str, Vectors],
-) -> _Counted:
+def _count(events: _Events, splits: Sequence[Split], partitions: int, batch: Ints) -> _Counted:
     sizes = [len(split.monitors) for split in splits]
     cells = _find_cells(splits, sizes, partitions, batch)
     values = [monitor.values for split in splits for monitor in split.monitors]
@@ -280,9 +304,9 @@ def _count(
         grouping=np.repeat(np.arange(len(splits)), sizes)[cells.monitor],
         values=list(map(values.__getitem__, cells.monitor.tolist())),
         text_bytes=text_bytes[cells.monitor],
-        columns=_count_columns(features, cells),
-        histograms={name: _count_buckets(features, name, cells) for name in MEASUREMENTS},
-        sums={name: _sum_vectors(vectors, cells) for name, vectors in sums.items()},
+        columns=_count_columns(events, cells),
+        histograms=_count_histograms(events.features, cells),
+        sums={name: _sum_vectors(vectors, cells) for name, vectors in events.sums.items()},
     )
 
 
@@ -333,16 +357,15 @@ def _assign_partitions(splits: Sequence[Split], partitions: int) -> Ints:
     return np.array(hashes, np.int64) % partitions
 
 
-def _count_columns(features: Features, cells: _Cells) -> dict[str, Ints]:
+def _count_columns(events: _Events, cells: _Cells) -> dict[str, Ints]:
     requests = _count_events(cells)
     columns = {REQUESTS: requests}
-    for name, find in _known_flags(features).items():
-        flag = find(features)
+    for name, flag in events.flags.items():
         # What most events have is counted by those that have it not.
         rare = 2 * np.count_nonzero(flag) <= len(flag)
         few = _count_events(cells, np.flatnonzero(flag if rare else ~flag))
         columns[name] = few if rare else requests - few
-    columns[FIRST_TIME_MS], columns[LAST_TIME_MS] = _find_times(features.time_ms, cells)
+    columns[FIRST_TIME_MS], columns[LAST_TIME_MS] = _find_times(events.time_ms, cells)
     return columns
 
 
@@ -370,6 +393,12 @@ def _find_times(time_ms: Ints, cells: _Cells) -> tuple[Ints, Ints]:
         last[at[order]] = time_ms[order]
         first[at[back]] = time_ms[back]
     return first[:-1], last[:-1]
+
+
+def _count_histograms(features: Features | None, cells: _Cells) -> dict[str, _Table]:
+    if features is None:
+        return {}
+    return {name: _count_buckets(features, name, cells) for name in MEASUREMENTS}
 
 
 def _count_buckets(features: Features, name: str, cells: _Cells) -> _Table:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import compress
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +22,10 @@ from pipeline.core.chunk import (
     MoneyColumn,
     Record,
     code_values,
+    number_letters,
     repeat_value,
 )
+from pipeline.core.dedup import Seen
 from pipeline.core.features import (
     TOKEN_FIELDS,
     Features,
@@ -105,15 +105,8 @@ class Admission(Struct, frozen=True):
             self,
             records=[self.records[i] for i in kept],
             received=[self.received[i] for i in kept],
-            deadletters=_number_letters([*self.deadletters, *letters]),
+            deadletters=number_letters([*self.deadletters, *letters]),
         )
-
-
-class Seen(Protocol):
-    """`pipeline.core.dedup.SeenIds`, or who stands for it."""
-
-    def add_all(self, event_ids: Sequence[str]) -> list[bool]:
-        """Remember each in turn; return which were new."""
 
 
 def admit(chunk: Chunk, limits: CodecLimits, seen: Seen, wire: Wire = EVENTS) -> Admission:
@@ -132,7 +125,7 @@ def admit(chunk: Chunk, limits: CodecLimits, seen: Seen, wire: Wire = EVENTS) ->
         read=len(decoded),
         records=[record for record, _ in kept],
         received=[received for _, received in kept],
-        deadletters=_number_letters(letters),
+        deadletters=number_letters(letters),
         duplicates=len(valid) - len(kept),
         skipped=skipped,
     )
@@ -141,17 +134,6 @@ def admit(chunk: Chunk, limits: CodecLimits, seen: Seen, wire: Wire = EVENTS) ->
 def admit_chunk(chunk: Chunk, config: StepConfig, seen: Seen) -> Admission:
     """`admit` by what the chunk's topic is said to hold."""
     return admit(chunk, config.limits, seen, config.wires.get(chunk.source.topic, EVENTS))
-
-
-def _number_letters(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
-    """A record may hold several events: its letters are told apart by number."""
-    items: Counter[int] = Counter()
-    numbered = []
-    for letter in letters:
-        offset = letter.record.offset
-        numbered.append(letter._replace(item=items[offset]))
-        items[offset] += 1
-    return numbered
 
 
 def derive_effects(

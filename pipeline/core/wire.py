@@ -71,7 +71,7 @@ def _decode_spans(record: Record, wire: Wire, limits: CodecLimits) -> list[_Resu
     """The events in order of their ids, then what is refused or skipped."""
     spans = read_spans(record.value, wire.format)
     if isinstance(spans, Rejected):
-        return [(record, _drop_unless(spans, wire.keep_unread))]
+        return [(record, drop_unless(spans, wire.keep_unread))]
     read = [_decode_span(span, record, wire, limits) for span in spans]
     return sorted(read, key=_place)
 
@@ -81,7 +81,8 @@ def _place(read: _Result) -> tuple[bool, str]:
     return (False, result.event.event_id) if isinstance(result, Received) else (True, "")
 
 
-def _drop_unless(rejected: Rejected, keep: bool) -> Rejected:
+def drop_unless(rejected: Rejected, keep: bool) -> Rejected:
+    """Return the rejection without its bytes, unless they are to be kept and are not too many."""
     if keep and len(rejected.raw) <= LETTER_BYTES_MAX:
         return rejected
     return Rejected(rejected.reason, rejected.detail, b"")

@@ -66,6 +66,7 @@ def _own_topics(kafka: KafkaSettings) -> KafkaSettings:
         update={
             "group_id": prefix,
             "events_topic": f"{prefix}.events",
+            "feedback_topic": f"{prefix}.feedback",
             "signals_topic": f"{prefix}.signals",
             "alarms_topic": f"{prefix}.alarms",
             "deadletter_topic": f"{prefix}.deadletter",

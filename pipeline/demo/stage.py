@@ -26,6 +26,7 @@ _TABLES = (
     "detector_snapshots",
     "deadletters",
     "answer_samples",
+    "feedback",
     "references",
 )
 

@@ -25,6 +25,7 @@ SUBJECTS = {
     Signal.REPETITION: "answers that repeat themselves",
     Signal.LANGUAGE_MISMATCH: "answers in another language than their prompts",
     Signal.CANARY_FAILURE: "canaries that are not answered as expected",
+    Signal.NEGATIVE_FEEDBACK: "negative ratings",
 }
 #: How many units of the histogram make one of the page's, and how that is written.
 _EDGES = {

@@ -27,6 +27,7 @@ _SEVERITY_RATES = {
     Family.RELEVANCE: (1.01, 0.5),
     Family.LANGUAGE: (1.01, 0.25),
     Family.CANARY: (1.01, 0.25),
+    Family.FEEDBACK: (1.01, 0.25),
 }
 #: What failures themselves ask for, where they say more than where they happen.
 _ERROR_MITIGATIONS: dict[RootCause | None, str] = {

@@ -1,4 +1,4 @@
-"""Erases what is stored of a user: the requests, their texts, and the samples taken of them.
+"""Erases what is stored of a user: requests, their texts, the samples taken of them, ratings.
 
 Delivery guarantee: idempotent. What hangs on the requests is erased before them, so an
 erasure that was cut off is finished by another. When it returns, the rows are gone from
@@ -20,6 +20,13 @@ _OF_USER = "SELECT event_time, event_id FROM requests WHERE user_hash IN {hashes
 _THEIRS = f"(event_time, event_id) IN ({_OF_USER})"
 _MINE = "user_hash IN {hashes:Array(String)}"
 _MINUTE = "toUnixTimestamp(toStartOfMinute(event_time))"
+#: What they rated, and what others thought of what they were answered.
+_RATED = (
+    f"({_MINE} OR event_id IN (SELECT event_id FROM requests WHERE {_MINE})"  # noqa: S608 - ours
+    f" OR about_event_id IN (SELECT event_id FROM requests WHERE {_MINE})"
+    " OR about_response_id IN"
+    f" (SELECT response_id FROM requests WHERE {_MINE} AND response_id != ''))"
+)
 
 
 class Holdings(Struct, frozen=True):
@@ -28,10 +35,11 @@ class Holdings(Struct, frozen=True):
     requests: int
     texts: int
     samples: int
+    ratings: int
 
     @property
     def total(self) -> int:
-        return self.requests + self.texts + self.samples
+        return self.requests + self.texts + self.samples + self.ratings
 
 
 class Eraser:
@@ -48,7 +56,8 @@ class Eraser:
         dependent = {
             name: self._count(table, _THEIRS, hashes) for name, table in _DEPENDENT.items()
         }
-        return Holdings(self._count("requests", _MINE, hashes), **dependent)
+        ratings = self._count("feedback", _RATED, hashes)
+        return Holdings(self._count("requests", _MINE, hashes), **dependent, ratings=ratings)
 
     def erase(self, hashes: Sequence[str]) -> Holdings:
         """Erase it and return what was left to erase; safe to call again."""
@@ -59,6 +68,8 @@ class Eraser:
         for name, table in _DEPENDENT.items():
             if getattr(found, name):
                 self._store.delete(table, _THEIRS, {"hashes": list(hashes)})
+        if found.ratings:
+            self._store.delete("feedback", _RATED, {"hashes": list(hashes)})
         if found.requests:
             self._store.delete("requests", _MINE, {"hashes": list(hashes)})
         return found

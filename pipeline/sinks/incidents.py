@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.core.answers import ANSWER_WIDTH
 from pipeline.core.style import STYLE_FEATURES
@@ -25,7 +25,8 @@ from pipeline.incidents.lifecycle import measure_stages
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.times import to_datetime
 from schemas.alarm import Alarm, Rate
-from schemas.counting import predicates
+from schemas.counting import RATINGS, predicates
+from schemas.feedback import split_value
 from schemas.incident import (
     Action,
     Cause,
@@ -70,6 +71,8 @@ PREDICATES = {
         "length(fingerprint) = length({shift:Array(Float64)})",
         "dotProduct(fingerprint, {shift:Array(Float64)}) > {odd_above:Float64}",
     ),
+    # Over `_RATED` and not over requests.
+    Signal.NEGATIVE_FEEDBACK: RATINGS,
 }
 #: A feature has moved when its mean is so many standard errors from what it was …
 MOVED_ERRORS = 3.0
@@ -79,6 +82,11 @@ MOVED_FEATURES = 3
 LEAST_SPREAD = 0.02
 _SLICED = ((), *sorted({*CANDIDATES, LINEAGE, *((d,) for d in MIX_DIMENSIONS)}))
 _COLUMNS = sorted({d for dimensions in _SLICED for d in dimensions})
+#: Requests that were rated, at the time at which they were.
+_RATED = (
+    f"(SELECT feedback_time AS event_time, event_id, {', '.join(_COLUMNS)}, name, negative"  # noqa: S608
+    " FROM feedback FINAL WHERE event_id != '')"
+)
 
 
 class IncidentStore:
@@ -89,8 +97,8 @@ class IncidentStore:
 
     def investigate(self, alarm: Alarm, now_ms: int) -> Investigation:
         """Count the alarm's signal in every slice, before the change point and since."""
-        over, counts = PREDICATES[alarm.signal]
-        inside, parameters = _inside(alarm.monitor)
+        counting = _count_by(alarm, alarm.monitor)
+        inside, parameters = counting.inside, counting.parameters
         parameters |= _periods(alarm, now_ms) | {"limit": MAX_SLICES} | self._thresholds(alarm)
         columns = ", ".join(_COLUMNS)
         rows = self._store.rows(
@@ -109,10 +117,10 @@ class IncidentStore:
                            countIf(NOT past AND hit) AS a_hits, countIf(NOT past) AS a
                     FROM (
                         SELECT event_time < {{change:DateTime64(3, 'UTC')}} AS past,
-                               {counts} AS hit, {columns}
-                        FROM requests
+                               {counting.counts} AS hit, {columns}
+                        FROM {counting.table}
                         WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
-                          AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {over}
+                          AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {counting.over}
                     )
                     GROUP BY {columns}
                 )
@@ -139,28 +147,22 @@ class IncidentStore:
         One scan for each grouping of the alarms; see `pipeline.incidents.intake.Evidence`. What
         monitors have in common is counted only where the slice is everything.
         """
-        within, parameters = _inside(dict(labels))
-        parameters |= _periods(lead, now_ms) | self._thresholds(lead)
-        everything = {} if labels else self._count_monitors(lead, (), ("",), within, parameters)
+        counting = _count_by(lead, dict(labels))
+        counting.parameters.update(_periods(lead, now_ms) | self._thresholds(lead))
+        everything = {} if labels else self._count_monitors(counting, (), ("",))
         found: dict[str, Investigation] = {}
         for names, some in _by_grouping(alarms).items():
-            keys = {alarm.alarm_id: _KEY.join(alarm.monitor.values()) for alarm in some}
-            counted = self._count_monitors(lead, names, tuple(keys.values()), within, parameters)
+            keys = {alarm.alarm_id: _KEY.join(_plain(alarm.monitor).values()) for alarm in some}
+            counted = self._count_monitors(counting, names, tuple(keys.values()))
             for alarm_id, key in keys.items():
                 if key in counted:
                     found[alarm_id] = _compared(counted[key], labels, everything.get(""))
         return found
 
     def _count_monitors(
-        self,
-        lead: Alarm,
-        names: Sequence[str],
-        keys: Sequence[str],
-        within: str,
-        parameters: dict[str, Any],
+        self, counting: _Counting, names: Sequence[str], keys: Sequence[str]
     ) -> dict[str, list[Rate]]:
         """By monitor: its rates before and since, and those of its part in the slice."""
-        over, counts = PREDICATES[lead.signal]
         # The separator, `_KEY`, as ClickHouse writes it.
         key = ", char(31), ".join(f"toString({name})" for name in names) or "''"
         rows = self._store.rows(
@@ -169,16 +171,17 @@ class IncidentStore:
                    countIf(NOT past), countIf(within AND past AND hit), countIf(within AND past),
                    countIf(within AND NOT past AND hit), countIf(within AND NOT past)
             FROM (
-                SELECT concat('', {key}) AS key, {within} AS within, {counts} AS hit,
+                SELECT concat('', {key}) AS key, {counting.inside} AS within,
+                       {counting.counts} AS hit,
                        event_time < {{change:DateTime64(3, 'UTC')}} AS past
-                FROM requests
+                FROM {counting.table}
                 WHERE event_time >= {{start:DateTime64(3, 'UTC')}}
-                  AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {over}
+                  AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {counting.over}
                   AND key IN {{keys:Array(String)}}
             )
             GROUP BY key
             """,  # noqa: S608 — as above
-            parameters | {"keys": list(keys)},
+            counting.parameters | {"keys": list(keys)},
         )
         return {
             str(row[0]): [Rate(int(row[i]), int(row[i + 1])) for i in range(1, 9, 2)]
@@ -317,8 +320,8 @@ class IncidentStore:
 
     def find_examples(self, alarm: Alarm, cause: Cause, limit: int = 5) -> tuple[str, ...]:
         """Return ids of the latest events inside the cause that counted."""
-        over, counts = PREDICATES[alarm.signal]
-        inside, parameters = _inside(cause.labels)
+        counting = _count_by(alarm, cause.labels)
+        parameters = counting.parameters
         parameters |= {
             "change": to_datetime(alarm.change_time_ms),
             "now": to_datetime(alarm.time_ms),
@@ -327,10 +330,11 @@ class IncidentStore:
         parameters |= self._thresholds(alarm)
         rows = self._store.rows(
             f"""
-            SELECT event_id FROM requests
+            SELECT event_id FROM {counting.table}
             WHERE event_time >= {{change:DateTime64(3, 'UTC')}}
-              AND event_time <= {{now:DateTime64(3, 'UTC')}} AND {over} AND {counts} AND {inside}
-            ORDER BY event_time DESC LIMIT {{limit:UInt32}}
+              AND event_time <= {{now:DateTime64(3, 'UTC')}}
+              AND {counting.over} AND {counting.counts} AND {counting.inside}
+            ORDER BY event_time DESC LIMIT 1 BY event_id LIMIT {{limit:UInt32}}
             """,  # noqa: S608 — as above
             parameters,
         )
@@ -427,6 +431,30 @@ class IncidentStore:
         ]
 
 
+class _Counting(NamedTuple):
+    """Where an alarm's signal is counted, as SQL."""
+
+    table: str
+    #: Which rows it is counted over, which of them count, and which lie in the slice.
+    over: str
+    counts: str
+    inside: str
+    parameters: dict[str, Any]
+
+
+def _count_by(alarm: Alarm, labels: dict[str, str]) -> _Counting:
+    """How the alarm's signal is counted, and in the slice with these labels."""
+    over, counts = PREDICATES[alarm.signal]
+    inside, parameters = _inside(labels)
+    if alarm.signal is not Signal.NEGATIVE_FEEDBACK:
+        return _Counting("requests", over, counts, inside, parameters)
+    names = (split_value(value)[0] for value in alarm.monitor.values())
+    if evaluation := next(filter(None, names), ""):
+        over = f"{over} AND replaceAll(name, '/', ':') = {{evaluation:String}}"
+        parameters |= {"evaluation": evaluation}
+    return _Counting(_RATED, over, counts, inside, parameters)
+
+
 def _stage_sql(stage: str) -> str:
     seconds = f"{stage}_s"
     return (
@@ -463,9 +491,14 @@ def _periods(alarm: Alarm, now_ms: int) -> dict[str, Any]:
     }
 
 
+def _plain(labels: Mapping[str, str]) -> dict[str, str]:
+    """A monitor of feedback by the requests that were rated, as the tables have them."""
+    return {name: split_value(value)[1] for name, value in labels.items()}
+
+
 def _inside(labels: dict[str, str]) -> tuple[str, dict[str, Any]]:
     """A predicate for "in this slice", and its parameters."""
-    named = {k: v for k, v in labels.items() if v != OTHER}
+    named = {k: v for k, v in _plain(labels).items() if v != OTHER}
     terms = [f"{name} = {{label{i}:String}}" for i, name in enumerate(named)]
     return " AND ".join(terms) or "1", {f"label{i}": v for i, v in enumerate(named.values())}
 

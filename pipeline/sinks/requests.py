@@ -10,17 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import pyarrow as pa
-
 from pipeline.core.chunk import ChunkCounts, ChunkEffects, Columns, DeadLetter
-from pipeline.core.redaction import redact
-from pipeline.errors import RowsRefused
 from pipeline.sinks.arrow import to_table
 from pipeline.sinks.clickhouse import Store
+from pipeline.sinks.refusing import store_or_refuse
 from schemas.monitor import OTHER, Grouping, Monitor, grouping_name
 from schemas.signal import Source
-
-_WHY_CHARS, _READ_CHARS = 200, 2_000
 
 
 class RequestStore:
@@ -38,22 +33,7 @@ class RequestStore:
         if not effects.requests:
             return {}
         rows = to_table("requests", effects.requests)
-        return self._store_requests(rows, token_of(effects.source), 0)
-
-    def _store_requests(self, rows: pa.Table, token: str, first: int) -> dict[int, str]:
-        size = len(rows)
-        try:
-            self._store.insert("requests", rows, token)
-        except RowsRefused as refused:
-            if size == 1:
-                # ClickHouse quotes the value that it will not take.
-                return {first: redact(str(refused)[:_READ_CHARS]).text[:_WHY_CHARS]}
-            # The halves are the same on every replay, and so are their tokens.
-            middle = size // 2
-            left = self._store_requests(rows.slice(0, middle), f"{token}/{middle}-", first)
-            right = self._store_requests(rows.slice(middle), f"{token}/-{middle}", first + middle)
-            return left | right
-        return {}
+        return store_or_refuse(self._store, "requests", rows, token_of(effects.source))
 
     def store_rest(self, effects: ChunkEffects, written_ms: int) -> None:
         """Store everything but the requests, and at last the chunk's books.
@@ -73,13 +53,13 @@ class RequestStore:
         if effects.rollups:
             self._store.insert("rollup_1m", effects.rollups, token)
         if effects.deadletters:
-            letters = _deadletter_rows(effects.source, effects.deadletters)
+            letters = deadletter_rows(effects.source, effects.deadletters)
             self._store.insert("deadletters", letters, token)
 
     def store_books(self, source: Source, counts: ChunkCounts, written_ms: int) -> None:
         """Store what was read of a range, and what became of it."""
         if any(counts):
-            row = _book_row(source, counts, written_ms)
+            row = book_row(source, counts, written_ms)
             self._store.insert("chunk_books", row, token_of(source))
 
     def read_recent_ids(self, source: Source, limit: int) -> list[str]:
@@ -134,7 +114,8 @@ def token_of(source: Source) -> str:
     )
 
 
-def _book_row(source: Source, counts: ChunkCounts, written_ms: int) -> Columns:
+def book_row(source: Source, counts: ChunkCounts, written_ms: int) -> Columns:
+    """Return the columns of the table `chunk_books`: what became of a chunk."""
     return {
         "record_time": [written_ms],
         "topic": [source.topic],
@@ -146,7 +127,8 @@ def _book_row(source: Source, counts: ChunkCounts, written_ms: int) -> Columns:
     }
 
 
-def _deadletter_rows(source: Source, letters: Sequence[DeadLetter]) -> Columns:
+def deadletter_rows(source: Source, letters: Sequence[DeadLetter]) -> Columns:
+    """Return the columns of the table `deadletters`."""
     raw = [letter.rejected.raw for letter in letters]
     return {
         "record_time": [letter.record.written_ms for letter in letters],

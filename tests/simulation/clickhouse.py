@@ -19,6 +19,7 @@ from pipeline.errors import RowsRefused, SinkUnavailable
 from pipeline.incidents.explain import Investigation
 from pipeline.sinks.arrow import to_table
 from pipeline.sinks.notifier import is_finished
+from pipeline.sinks.refusing import store_or_refuse
 from pipeline.sinks.requests import RequestStore, token_of
 from schemas.alarm import Alarm
 from schemas.control import Effect, Reset
@@ -94,7 +95,7 @@ class Requests(RequestStore):
         key = id(effects.requests)
         if key not in _tables:
             _tables[key] = (effects.requests, to_table("requests", effects.requests))
-        return self._store_requests(_tables[key][1], token_of(effects.source), 0)
+        return store_or_refuse(self._store, "requests", _tables[key][1], token_of(effects.source))
 
     def read_recent_ids(self, source: Source, limit: int) -> list[str]:
         self._world.begin_call(self._process, "clickhouse", "read recent ids")

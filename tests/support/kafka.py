@@ -103,6 +103,7 @@ def settings_for(
         "allow_plaintext": True,
         "group_id": f"{prefix}kizashi",
         "events_topic": f"{prefix}events",
+        "feedback_topic": f"{prefix}feedback",
         "signals_topic": f"{prefix}signals",
         "alarms_topic": f"{prefix}alarms",
         "deadletter_topic": f"{prefix}deadletter",

@@ -130,6 +130,7 @@ class Stack:
             "KIZASHI_KAFKA__ALLOW_PLAINTEXT": "true",
             "KIZASHI_KAFKA__GROUP_ID": kafka.group_id,
             "KIZASHI_KAFKA__EVENTS_TOPIC": kafka.events_topic,
+            "KIZASHI_KAFKA__FEEDBACK_TOPIC": kafka.feedback_topic,
             "KIZASHI_KAFKA__SIGNALS_TOPIC": kafka.signals_topic,
             "KIZASHI_KAFKA__ALARMS_TOPIC": kafka.alarms_topic,
             "KIZASHI_KAFKA__DEADLETTER_TOPIC": kafka.deadletter_topic,

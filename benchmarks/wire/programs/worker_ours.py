@@ -195,6 +195,7 @@ def configure(task: Task) -> Config:
         "bootstrap_servers": task.bootstrap,
         "group_id": task.group,
         "events_topic": task.topic,
+        "feedback_topic": f"{task.group}.feedback",
         "signals_topic": f"{task.group}.signals",
         "alarms_topic": f"{task.group}.alarms",
         "deadletter_topic": f"{task.group}.deadletter",

@@ -21,7 +21,8 @@ _STRING = r'"\s*:\s*"((?:[^"\\]|\\.)*)'
 _USER = re.compile(r'"gateway\.user' + _STRING, re.DOTALL)
 #: Keys of texts, ours and those of the APIs whose requests are sent here by mistake.
 _TEXTS = re.compile(
-    r'"(?:[\w.-]*[.])?(?:text|content|prompt|completion|response|input|output|messages?)' + _STRING,
+    r'"(?:[\w.-]*[.])?(?:text|content|prompt|completion|response|input|output|messages?|explanation)'
+    + _STRING,
     re.DOTALL,
 )
 #: No label may be this long: whatever it is called, it is a text.
