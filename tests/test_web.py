@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -321,7 +322,9 @@ def test_the_command_shows_what_is_stored_until_it_is_interrupted(tmp_path: Path
     assert "run `kizashi init`" in early.stderr
     subprocess.run([sys.executable, "-c", MIGRATE], check=True, **options)
     del options["timeout"]
-    shown = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+    # Whoever was started in the background ignores interrupts, and so would the command.
+    obey = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    shown = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=obey, **options)
     try:
         assert shown.stderr is not None
         said = shown.stderr.readline()

@@ -221,7 +221,9 @@ def test_pagerduty_failing_for_a_while_hears_of_each_incident_once(
         "KIZASHI_DETECTION__LEARN_EVENTS": "200",
     }
     pagerduty.answer(500)
-    stack.worker()
+    worker = stack.worker()
+    # What waits for a worker is read partition by partition: it would learn from refusals.
+    stack.wait(lambda: "the page is at" in worker.log, 60, "the worker")
     now_s = time.time()
     produce(stack.kafka, list(refusing_hour(now_s)), speed=120)
     stack.wait(lambda: len(pagerduty.received) >= 2, 60, "attempts")
