@@ -33,7 +33,7 @@ def world_of(*changed: tuple[dict[str, str], float]) -> list[Traffic]:
 
 def cause_of(world: list[Traffic], monitor: dict[str, str]) -> Cause:
     alarm = observe(world, 1, monitor)
-    return look_at(alarm, world).find_cause(alarm)
+    return look_at(alarm, world).explain(alarm).cause
 
 
 @pytest.mark.parametrize("monitor", [{"route": "chat"}, {"tenant": "t2"}, {"prompt_name": "ask"}])
@@ -106,7 +106,7 @@ def test_a_fall_is_explained_as_a_rise_is(slice_: dict[str, str]) -> None:
     ]
     alarm = observe(world, 1, {"route": "chat"})
     assert alarm.direction is Direction.FALL
-    cause = look_at(alarm, world).find_cause(alarm)
+    cause = look_at(alarm, world).explain(alarm).cause
     assert cause.labels.items() >= slice_.items()
     assert not look_at(alarm, world).is_mix_shift(alarm)
 
@@ -118,7 +118,7 @@ def test_an_hour_that_went_the_other_way_explains_nothing() -> None:
         for t in world_of(({}, 0.05))
     ]
     alarm = observe(world, 1, {"route": "chat"}, baseline=QUIET, direction=Direction.RISE)
-    assert look_at(alarm, world).find_cause(alarm).labels == {"route": "chat"}
+    assert look_at(alarm, world).explain(alarm).cause.labels == {"route": "chat"}
     assert not look_at(alarm, world).is_mix_shift(alarm)
 
 
@@ -170,13 +170,14 @@ def test_requests_that_fail_before_they_get_a_value_are_no_mix(lost: str) -> Non
     alarm = observe([*world, *some], 1, {"route": "chat"})
     found = look_at(alarm, [*world, *some])
     assert not found.is_mix_shift(alarm)
-    assert found.find_cause(alarm).labels == {"tenant": "t1"}
+    assert found.explain(alarm).cause.labels == {"tenant": "t1"}
 
 
 def test_nothing_stored_yet_names_the_monitor() -> None:
     alarm = make_alarm(1)
     for found in (Investigation(()), look_at(alarm, [])):
-        assert found.find_cause(alarm) == Cause({"route": "support"}, 1.0, Rate(0, 0), Rate(0, 0))
+        cause = found.explain(alarm).cause
+        assert cause == Cause({"route": "support"}, 1.0, Rate(0, 0), Rate(0, 0))
         assert not found.is_mix_shift(alarm)
         assert not found.explains((), 0.0)
 
@@ -193,4 +194,4 @@ def test_thousands_of_slices_are_explained_in_one_go() -> None:
     bad = Slice((("tenant", "bad"),), empty, Rate(2_000, 2_000), empty, Rate(2_000, 2_000))
     found = Investigation((*slices, bad))
     alarm = make_alarm(1, baseline=Rate(100, 10_000), current=Rate(2_100, 10_000))
-    assert found.find_cause(alarm).labels == {"tenant": "bad"}
+    assert found.explain(alarm).cause.labels == {"tenant": "bad"}

@@ -154,7 +154,7 @@ def test_the_slice_that_is_odd_is_the_cause(store: Store) -> None:
     found = investigate(store, alarm)
     assert slice_of(found, route="support").after.value > 0.8
     assert slice_of(found, route="api").after.value < 0.25
-    cause = found.find_cause(alarm)
+    cause = found.explain(alarm).cause
     assert cause.labels == {"route": "support"}
     examples = IncidentStore(store).find_examples(alarm, cause)
     assert len(examples) == 5

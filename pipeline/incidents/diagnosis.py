@@ -36,13 +36,13 @@ class Diagnosis(NamedTuple):
 
 def diagnose(alarm: Alarm, found: Investigation) -> Diagnosis:
     """Return what the alarm means, by what was found stored about it."""
-    cause = found.find_cause(alarm)
+    cause, attributions = found.explain(alarm)
     mixed = found.is_mix_shift(alarm)
     root_cause = classify_root_cause(alarm, cause, is_mix_shift=mixed, error_type=found.error_type)
     moved = describe_moved(found.moved)
     return Diagnosis(
         cause=cause,
-        explanation=found.attribute(alarm),
+        explanation=attributions,
         symptom=classify_symptom(alarm, cause),
         root_cause=root_cause,
         severity=Severity.INFO if mixed else rate_severity(alarm, cause),

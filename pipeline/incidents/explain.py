@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from schemas.alarm import Alarm, Direction, Rate
 from schemas.incident import Attribution, Cause
@@ -109,7 +112,16 @@ class ErrorType(NamedTuple):
     after: Rate
 
 
-class Investigation(NamedTuple):
+class Explanation(NamedTuple):
+    """What explains an alarm."""
+
+    cause: Cause
+    #: The cause first, and at most one slice of any dimensions.
+    attributions: tuple[Attribution, ...]
+
+
+# With a dict, where what is asked of every slice is kept.
+class Investigation(Struct, frozen=True, dict=True):
     """What is stored about an alarm: the slices of both periods, and what else has changed."""
 
     slices: tuple[Slice, ...]
@@ -119,7 +131,7 @@ class Investigation(NamedTuple):
     #: what is slow for the monitor, and not for the model.
     as_alarmed: Slice | None = None
 
-    @property
+    @cached_property
     def whole(self) -> Slice:
         empty = Rate(0, 0)
         return next((s for s in self.slices if not s.labels), Slice((), empty, empty, empty, empty))
@@ -162,23 +174,23 @@ class Investigation(NamedTuple):
         most, name = max(gained, default=(0.0, ""))
         return name if most > 0 else ""
 
-    def find_cause(self, alarm: Alarm) -> Cause:
+    def explain(self, alarm: Alarm) -> Explanation:
         """Name the slice that explains the alarm, at worst the alarm's own monitor.
 
         Without labels it is all traffic.
         """
-        best = self._rank(alarm)[0]
+        ranked = self._rank(alarm)
+        best: dict[Dimensions, Slice] = {}
+        for each in ranked:
+            best.setdefault(_dimensions(each.labels), each)
+        attributions = [self._attribute(each) for each in list(best.values())[:ATTRIBUTIONS]]
+        return Explanation(self._name(ranked[0]), tuple(attributions))
+
+    def _name(self, best: Slice) -> Cause:
         if not best.labels:
             return Cause({}, 1.0, best.before, best.after)
         share = self._share_inside(best) if best in self.slices else 1.0
         return Cause(dict(best.labels), share, best.before, best.after)
-
-    def attribute(self, alarm: Alarm) -> tuple[Attribution, ...]:
-        """Return what explains the alarm, its cause first, at most one slice of any dimensions."""
-        best: dict[Dimensions, Slice] = {}
-        for each in self._rank(alarm):
-            best.setdefault(_dimensions(each.labels), each)
-        return tuple(self._attribute(each) for each in list(best.values())[:ATTRIBUTIONS])
 
     def _attribute(self, each: Slice) -> Attribution:
         inside = each not in self.slices
