@@ -58,6 +58,14 @@ class Severity(StrEnum):
     WARNING = "warning"
     INFO = "info"
 
+    @property
+    def rank(self) -> int:
+        """From 0, the least, upwards."""
+        return _RANK[self]
+
+
+_RANK = {severity: rank for rank, severity in enumerate(reversed(Severity))}
+
 
 class Cause(Struct, frozen=True):
     """The slice of traffic that carries the excess."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from schemas.rejection import Rejected
+from schemas.rejection import Reason, Rejected
 from schemas.signal import SignalPacket, Source
 
 #: Column name → its values: a list (None is NULL), an array, or one of the columns below.
@@ -158,6 +158,18 @@ def number_letters(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
         numbered.append(letter._replace(item=items[offset]))
         items[offset] += 1
     return numbered
+
+
+def refuse_rows(
+    records: Sequence[Record], ids: Sequence[str], refused: Mapping[int, str]
+) -> list[DeadLetter]:
+    """Return the letters of admitted rows that cannot be stored: `refused` is index → why."""
+    return [
+        DeadLetter(
+            records[i], Rejected(Reason.UNSTORABLE, why, records[i].value or b""), event_id=ids[i]
+        )
+        for i, why in refused.items()
+    ]
 
 
 class ChunkCounts(NamedTuple):

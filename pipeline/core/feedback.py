@@ -22,6 +22,7 @@ from pipeline.core.chunk import (
     Record,
     code_values,
     number_letters,
+    refuse_rows,
     repeat_value,
 )
 from pipeline.core.dedup import Seen
@@ -198,14 +199,8 @@ class Joined(Struct, frozen=True):
     def without(self, refused: Mapping[int, str]) -> Joined:
         """Return it with the rows at these indices refused as unstorable: index → why."""
         admission = self.admission
-        letters = [
-            DeadLetter(
-                admission.records[i],
-                Rejected(Reason.UNSTORABLE, why, admission.records[i].value or b""),
-                event_id=admission.received[i].feedback.feedback_id,
-            )
-            for i, why in refused.items()
-        ]
+        ids = [each.feedback.feedback_id for each in admission.received]
+        letters = refuse_rows(admission.records, ids, refused)
         kept = [i for i in range(len(self.subjects)) if i not in refused]
         rest = structs.replace(
             admission,

@@ -23,6 +23,7 @@ from pipeline.core.chunk import (
     Record,
     code_values,
     number_letters,
+    refuse_rows,
     repeat_value,
 )
 from pipeline.core.dedup import Seen
@@ -45,7 +46,7 @@ from pipeline.core.wire import EVENTS, Wire, decode_records
 from schemas.codec import CodecLimits
 from schemas.event import Received
 from schemas.monitor import DIMENSIONS, Dimension, Grouping
-from schemas.rejection import Reason, Rejected
+from schemas.rejection import Rejected
 from schemas.signal import Source
 
 
@@ -93,14 +94,8 @@ class Admission(Struct, frozen=True):
         `refused` is row index → why.
         """
         kept = [i for i in range(len(self.records)) if i not in refused]
-        letters = [
-            DeadLetter(
-                self.records[i],
-                Rejected(Reason.UNSTORABLE, why, self.records[i].value or b""),
-                event_id=self.received[i].event.event_id,
-            )
-            for i, why in refused.items()
-        ]
+        ids = [each.event.event_id for each in self.received]
+        letters = refuse_rows(self.records, ids, refused)
         return structs.replace(
             self,
             records=[self.records[i] for i in kept],

@@ -9,6 +9,7 @@ incidents are looked at again at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import NamedTuple
 
 from msgspec import Struct, structs
@@ -30,7 +31,6 @@ Investigate = Callable[[Alarm, int], Investigation]
 #: Finds a few ids of events that an alarm counted, inside a cause.
 FindExamples = Callable[[Alarm, Cause], tuple[str, ...]]
 
-_RANK = (Severity.INFO, Severity.WARNING, Severity.ERROR, Severity.CRITICAL)
 #: Of several changes of one incident, what is said of all together.
 _WEIGHT = (Action.UPDATE, Action.TRIGGER, Action.ACKNOWLEDGE, Action.RESOLVE)
 #: An open incident explains an alarm when it carries at least half of its excess.
@@ -498,4 +498,4 @@ def _as_it_stands(incident: Incident) -> Diagnosis:
 
 
 def _louder(one: Severity, other: Severity) -> Severity:
-    return max(one, other, key=_RANK.index)
+    return max(one, other, key=attrgetter("rank"))

@@ -12,7 +12,7 @@ from pipeline.core.feedback import Subject, Subjects
 from pipeline.sinks.arrow import to_table
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.refusing import store_or_refuse
-from pipeline.sinks.requests import book_row, deadletter_rows, token_of
+from pipeline.sinks.requests import insert_books, insert_letters, token_of
 from pipeline.sinks.times import to_datetime
 from schemas.feedback import PREFIX
 from schemas.monitor import DIMENSIONS, Grouping, Monitor
@@ -46,11 +46,8 @@ class FeedbackStore:
 
         `written_ms` is when its last record was written.
         """
-        token = token_of(source)
-        if letters:
-            self._store.insert("deadletters", deadletter_rows(source, letters), token)
-        if any(counts):
-            self._store.insert("chunk_books", book_row(source, counts, written_ms), token)
+        insert_letters(self._store, source, letters)
+        insert_books(self._store, source, counts, written_ms)
 
     def find_subjects(
         self, event_ids: Sequence[str], response_ids: Sequence[str], since_ms: int

@@ -10,16 +10,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import httpx
 
 from pipeline.config import HeartbeatSettings
 from pipeline.errors import ConfigError, KizashiError
-from pipeline.sinks.webhook import PinnedTransport, check_literal, post
+from pipeline.sinks.webhook import PinnedTransport, check_secret_url, post
 
 SECTION = "notify.heartbeat"
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +45,12 @@ class Heartbeat:
         if settings.url is None:
             raise ConfigError(f"{SECTION}.url is missing")
         self._url = settings.url
-        _check_url(settings)
+        check_secret_url(
+            settings.url,
+            SECTION,
+            allow_private=settings.allow_private,
+            allow_plain=settings.allow_private,
+        )
         self._every_s = settings.every_s
         self._timeout_s = timeout_s
         self._clock = clock
@@ -75,18 +78,3 @@ class Heartbeat:
     async def close(self) -> None:
         """Release connections."""
         await self._transport.aclose()
-
-
-def _check_url(settings: HeartbeatSettings) -> None:
-    url = settings.url.get_secret_value() if settings.url else ""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        raise ConfigError(f"{SECTION}.url: not an address") from None
-    if parts.scheme not in {"http", "https"} or not host:
-        raise ConfigError(f"{SECTION}.url: not an http(s) address")
-    if not settings.allow_private:
-        check_literal(host, SECTION)
-    if parts.scheme == "http" and not (settings.allow_private or host in _LOOPBACK):
-        raise ConfigError(f"{SECTION}.url: plain http would show it, and it is the secret")

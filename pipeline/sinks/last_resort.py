@@ -20,8 +20,6 @@ from schemas.incident import Action, Incident, Notification, Severity
 
 logger = logging.getLogger(__name__)
 
-_RANK = {severity: rank for rank, severity in enumerate(reversed(Severity))}
-
 
 class LastResort:
     """Remembers whom it has told what, for as long as that stands."""
@@ -55,10 +53,9 @@ class LastResort:
         if chosen is not None and destination.name not in chosen:
             return False
         told = self._told[incident.incident_id].get(destination.name)
-        least = destination.min_severity
         if told is not None:
-            return _RANK[incident.severity] > _RANK[told]
-        return _RANK[incident.severity] >= _RANK[least]
+            return incident.severity.rank > told.rank
+        return incident.severity.rank >= destination.min_severity.rank
 
     async def _tell(self, incident: Incident, destination: Destination) -> bool:
         notification = Notification(

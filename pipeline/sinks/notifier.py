@@ -15,6 +15,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Protocol
 
 from msgspec import Struct, structs
@@ -44,8 +45,6 @@ Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 Prove = Callable[[], Awaitable[None]]
 Key = tuple[str, str, int]
-
-_RANK = {severity: rank for rank, severity in enumerate(reversed(Severity))}
 
 
 def build_destinations(settings: NotifySettings) -> list[Destination]:
@@ -126,12 +125,12 @@ def route(
     if action is Action.RESOLVE:
         wanted = Action.RESOLVE if told else None
     elif told is None:
-        severe = _RANK[incident.severity] >= _RANK[destination.min_severity]
+        severe = incident.severity.rank >= destination.min_severity.rank
         wanted = Action.TRIGGER if is_new and severe and is_open and may_begin else None
     elif action is Action.ACKNOWLEDGE and destination.acknowledges and is_new:
         wanted = Action.ACKNOWLEDGE
     else:
-        rose = is_open and _RANK[incident.severity] > _RANK[told]
+        rose = is_open and incident.severity.rank > told.rank
         wanted = Action.UPDATE if rose or (destination.every_update and is_new) else None
     if wanted is None:
         return None
@@ -154,7 +153,7 @@ def _find_severity_told(past: Iterable[Told]) -> Severity | None:
             told = None
         else:
             now = notification.severity
-            told = now if told is None else max(told, now, key=_RANK.__getitem__)
+            told = now if told is None else max(told, now, key=attrgetter("rank"))
     return told
 
 

@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, DeliveryRefused
 from pipeline.incidents.phrases import SUBJECTS, describe_edge
 from pipeline.sinks import text
 from pipeline.sinks.times import to_rfc3339
-from pipeline.sinks.webhook import Answer, post
+from pipeline.sinks.webhook import LOOPBACK, Answer, post
 from schemas.alarm import Alarm, Direction, Rate
 from schemas.incident import Action, Attribution, Incident, Notification, Severity
 
@@ -43,7 +43,6 @@ _EXAMPLES_MAX = 10
 #: know comes from something in between, and a page must outlive that.
 _REFUSED = 400
 _TAME_ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 #: Labels that name the broken part, and those that name whom it serves; the first present counts.
 _COMPONENT_LABELS = ("response_model", "request_model", "prompt_name", "provider")
 _GROUP_LABELS = ("route", "tenant", "region")
@@ -277,7 +276,7 @@ def _read_message(excerpt: str) -> str:
 
 
 def _is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in _LOOPBACK
+    return urlsplit(url).hostname in LOOPBACK
 
 
 def _find_proxy(url: str) -> str | None:

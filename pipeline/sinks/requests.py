@@ -52,15 +52,11 @@ class RequestStore:
             self._store.insert("answer_samples", effects.samples, token)
         if effects.rollups:
             self._store.insert("rollup_1m", effects.rollups, token)
-        if effects.deadletters:
-            letters = deadletter_rows(effects.source, effects.deadletters)
-            self._store.insert("deadletters", letters, token)
+        insert_letters(self._store, effects.source, effects.deadletters)
 
     def store_books(self, source: Source, counts: ChunkCounts, written_ms: int) -> None:
         """Store what was read of a range, and what became of it."""
-        if any(counts):
-            row = book_row(source, counts, written_ms)
-            self._store.insert("chunk_books", row, token_of(source))
+        insert_books(self._store, source, counts, written_ms)
 
     def read_recent_ids(self, source: Source, limit: int) -> list[str]:
         """Return the ids of the last `limit` events admitted below the range, oldest first.
@@ -112,6 +108,18 @@ def token_of(source: Source) -> str:
         f"{source.topic}:{source.epoch}:{source.partition}"
         f":{source.first_offset}-{source.last_offset}"
     )
+
+
+def insert_letters(store: Store, source: Source, letters: Sequence[DeadLetter]) -> None:
+    """Store a chunk's dead letters, once however often it is called."""
+    if letters:
+        store.insert("deadletters", deadletter_rows(source, letters), token_of(source))
+
+
+def insert_books(store: Store, source: Source, counts: ChunkCounts, written_ms: int) -> None:
+    """Store what was read of a range and what became of it, once however often it is called."""
+    if any(counts):
+        store.insert("chunk_books", book_row(source, counts, written_ms), token_of(source))
 
 
 def book_row(source: Source, counts: ChunkCounts, written_ms: int) -> Columns:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -18,7 +18,7 @@ from pipeline.config import SlackSettings
 from pipeline.errors import ConfigError
 from pipeline.sinks import text
 from pipeline.sinks.times import to_datetime
-from pipeline.sinks.webhook import PinnedTransport, check_literal, post
+from pipeline.sinks.webhook import PinnedTransport, check_secret_url, post
 from schemas.incident import Action, Incident, Notification, Severity
 
 SECTION = "notify.slack"
@@ -27,7 +27,6 @@ _SUMMARY_CHARS = 400
 _PROSE_CHARS = 120
 _NAME_CHARS = 60
 _LABELS_MAX = 4
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _MARKS = {
     Severity.CRITICAL: "\N{LARGE RED CIRCLE}",
     Severity.ERROR: "\N{LARGE RED CIRCLE}",
@@ -66,7 +65,7 @@ class Slack:
         if settings.url is None:
             raise ConfigError(f"{SECTION}.url is missing")
         self._url = settings.url
-        _check_url(settings)
+        check_secret_url(settings.url, SECTION, allow_private=settings.allow_private)
         self.min_severity = Severity(settings.min_severity)
         self._timeout_s = timeout_s
         self._link = link
@@ -120,18 +119,3 @@ _IN_LINK = str.maketrans({"&": "&amp;", "<": "%3C", ">": "%3E", "|": "%7C"})
 def _show_labels(incident: Incident) -> list[str]:
     labels = list(incident.cause.labels.items())[:_LABELS_MAX]
     return [f"{text.mrkdwn(k, _NAME_CHARS)}={text.mrkdwn(v, _NAME_CHARS)}" for k, v in labels]
-
-
-def _check_url(settings: SlackSettings) -> None:
-    url = settings.url.get_secret_value() if settings.url else ""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        raise ConfigError(f"{SECTION}.url: not an address") from None
-    if parts.scheme not in {"http", "https"} or not host:
-        raise ConfigError(f"{SECTION}.url: not an http(s) address")
-    if not settings.allow_private:
-        check_literal(host, SECTION)
-    if parts.scheme == "http" and host not in _LOOPBACK:
-        raise ConfigError(f"{SECTION}.url: plain http would show it, and it is the secret")

@@ -16,10 +16,12 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 from msgspec import Struct, structs
+from pydantic import SecretStr
 
 from pipeline.config import WebhookSettings
 from pipeline.errors import ConfigError, DeliveryDeferred, DeliveryRefused
@@ -37,6 +39,8 @@ _TRY_AGAIN = frozenset({408, 425, 429})
 _EXCERPT_BYTES = 4_096
 _MESSAGE_CHARS = 300
 _ADDRESSES_MAX = 8
+#: Hosts to which nothing travels over a wire.
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 #: Not private by name, and yet inside: the platforms of Azure and (with the rest of
 #: RFC 6890's protocol assignments) of Oracle's cloud answer there.
@@ -396,3 +400,25 @@ def check_literal(host: str, section: str) -> None:
             f"{section}.url: its address is private or reserved; "
             f"set {section}.allow_private if that is meant"
         )
+
+
+def check_secret_url(
+    secret: SecretStr, section: str, *, allow_private: bool, allow_plain: bool = False
+) -> None:
+    """Check an address that is a secret itself; what is said of it does not show it.
+
+    Raises:
+        ConfigError: it is no http(s) address, leads inside without `allow_private`, or would
+            travel in clear text off this machine without `allow_plain`.
+    """
+    try:
+        parts = urlsplit(secret.get_secret_value())
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise ConfigError(f"{section}.url: not an address") from None
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ConfigError(f"{section}.url: not an http(s) address")
+    if not allow_private:
+        check_literal(host, section)
+    if parts.scheme == "http" and not (allow_plain or host in LOOPBACK):
+        raise ConfigError(f"{section}.url: plain http would show it, and it is the secret")
