@@ -46,8 +46,9 @@ from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.objectives import ObjectiveStore
 from pipeline.sinks.reconciliation import Comparison, Reconciler
 from pipeline.sinks.times import to_datetime
-from schemas.incident import Status
+from schemas.incident import Incident, Status
 from schemas.monitor import DIMENSIONS, Dimension
+from schemas.signal import Family, Signal
 from tests.support.clickhouse import serving
 from tests.support.events import make_event, make_raw, to_bytes
 from tests.support.feedback import feedback_raw
@@ -152,6 +153,8 @@ def filled(embedded_path: Path) -> Iterator[Filled]:
         rated = [
             feedback_raw(f"f{i}", f"d{i}", score=i % 3, time_ms=now_ms) for i in range(0, 99, 9)
         ]
+        rated += [feedback_raw(f"g{i}", f"d{i}", score=1, time_ms=now_ms) for i in range(1, 99, 9)]
+        rated.append(feedback_raw("r", "d2", name="facts/v2", score=0, time_ms=now_ms))
         pipeline.feed_feedback([*rated, feedback_raw("f", "gone", time_ms=now_ms)], now_ms)
         pipeline.finish(now_ms)
         objectives = ObjectiveStore(store, config.ingest.groupings[0])
@@ -173,7 +176,23 @@ def filled(embedded_path: Path) -> Iterator[Filled]:
 def save_resolved(store: Store, now_ms: int) -> None:
     past = make_incident(incident_id="past", status=Status.RESOLVED)
     times = {"opened_ms": now_ms - 900_000, "resolved_ms": now_ms - 600_000}
-    IncidentStore(store).save(structs.replace(past, change_time_ms=now_ms - 960_000, **times))
+    past = structs.replace(past, change_time_ms=now_ms - 960_000, **times)
+    IncidentStore(store).save(past, *(disliked(past, name) for name in ("thumbs", "facts:v2")))
+
+
+def disliked(past: Incident, evaluation: str) -> Incident:
+    """What ratings of one evaluation have opened."""
+    monitor = {"request_model": f"feedback/{evaluation}/gpt-4o"}
+    signal = {"family": Family.FEEDBACK, "signal": Signal.NEGATIVE_FEEDBACK}
+    alarm = structs.replace(past.alarms[0], grouping="request_model", monitor=monitor, **signal)
+    return structs.replace(
+        past,
+        incident_id=evaluation,
+        updated_ms=past.resolved_ms or 0,
+        alarms=(alarm,),
+        cause=structs.replace(past.cause, labels=monitor),
+        example_event_ids=("d0",),
+    )
 
 
 def save_fingerprints(store: Store, now_ms: int) -> None:
@@ -271,7 +290,7 @@ def test_the_books_are_those_of_what_was_fed(filled: Filled) -> None:
     found = filled.run(by_title["kizashi-health", "Books by partition"])
     (books,) = [row for row in found if row["topic"] == "local"]
     (rated,) = [row for row in found if row["topic"] == "local.feedback"]
-    assert (rated["events_read"], rated["events_stored"], rated["unaccounted"]) == (12, 12, 0)
+    assert (rated["events_read"], rated["events_stored"], rated["unaccounted"]) == (24, 24, 0)
     fed = SIZE + len(HOSTILE)
     assert (books["events_read"], books["events_stored"]) == (fed + 3, fed)
     assert (books["dead_lettered"], books["repeats"], books["unaccounted"]) == (3, 0, 0)
@@ -309,6 +328,27 @@ def test_panels_read_through_the_endpoint_as_well(filled: Filled, embedded_path:
         for _, panel in PANELS:
             assert client.query(expand(panel.sql, filled.span)).result_rows, panel.title
         client.close()
+
+
+@pytest.mark.parametrize(("name", "evaluation"), [("thumbs", "thumbs"), ("facts/v2", "facts:v2")])
+def test_an_incident_of_feedback_shows_its_ratings(
+    filled: Filled, name: str, evaluation: str
+) -> None:
+    by_title = {(b.uid, p.title): p.sql for b, p in PANELS}
+    rows = filled.run(
+        by_title["kizashi-incident", "Inside the cause and elsewhere"], incident=[evaluation]
+    )
+    (expected,) = filled.run(
+        "SELECT avgIf(negative, request_model = 'gpt-4o') AS inside,"
+        " avgIf(negative, request_model != 'gpt-4o') AS elsewhere"
+        f" FROM feedback WHERE event_id != '' AND name = '{name}'"
+    )
+    assert [row["in_the_cause"] for row in rows] == [pytest.approx(expected["inside"])]
+    if evaluation == "thumbs":
+        assert 0 < expected["inside"] < 1
+        assert [row["elsewhere"] for row in rows] == [pytest.approx(expected["elsewhere"])]
+    examples = filled.run(by_title["kizashi-incident", "Example requests"], incident=[evaluation])
+    assert [row["event_id"] for row in examples] == ["d0"]
 
 
 def test_incidents_are_annotations(filled: Filled) -> None:

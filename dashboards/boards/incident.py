@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dashboards.panels import Board, Column, Kind, Panel, Row, Subject, Unit
 from dashboards.sql import CAUSE_NAME, is_chosen, rate_of
-from schemas.counting import predicates
+from schemas.counting import RATINGS, predicates
+from schemas.feedback import PREFIX
 from schemas.monitor import DIMENSIONS
 from schemas.signal import Signal
 
@@ -36,15 +37,21 @@ def _choose(part: int) -> str:
 
 _LABELS = "map(" + ", ".join(f"'{d}', toString({d})" for d in DIMENSIONS) + ")"
 
+_SIGNAL = _told(f"JSONExtractString({_ALARM}, 'signal')")
 _SHIFT = _told(f"JSONExtract({_ALARM}, 'shift', 'Array(Float64)')")
 _ALONG = "dotProduct(arrayResize(fingerprint, length(shift)), shift)"
+_MONITOR = _told(f"JSONExtract({_ALARM}, 'monitor', 'Map(String, String)')")
+#: ``feedback/NAME/value``: of monitors of feedback the evaluation, and of their values the rest.
+_EVALUATION = f"splitByChar('/', arrayFirst(v -> startsWith(v, '{PREFIX}'), mapValues(monitor)))[2]"
+_PLAIN = f"replaceRegexpOne(v, '^{PREFIX}[^/]*/', '')"
 
-_RATE = f"""
-SELECT $__timeInterval(event_time) AS time,
-       {rate_of("countIf(hit AND inside)", "countIf(inside)")} AS in_the_cause,
-       {rate_of("countIf(hit AND NOT inside)", "countIf(NOT inside)")} AS elsewhere
-FROM (
-    WITH {_told(f"JSONExtractString({_ALARM}, 'signal')")} AS signal,
+
+def _inside(value: str) -> str:
+    return f"arrayAll((k, v) -> {_LABELS}[k] = {value}, mapKeys(cause), mapValues(cause)) AS inside"
+
+
+_REQUESTS = f"""
+    WITH {_SIGNAL} AS signal,
          {_told(f"JSONExtractFloat({_ALARM}, 'edge')")} AS edge,
          {_told(f"JSONExtract({_ALARM}, 'edges', 'Array(Float64)')")} AS edges,
          {_SHIFT} AS shift,
@@ -55,14 +62,29 @@ FROM (
              WHERE $__timeFilter(event_time) AND notEmpty(fingerprint) AND notEmpty(shift)
                AND event_time < {_told("changed_at")}
          ) AS odd_above
-    SELECT event_time, {_choose(0)} AS counts, {_choose(1)} AS hit,
-           arrayAll((k, v) -> {_LABELS}[k] = v, mapKeys(cause), mapValues(cause)) AS inside
+    SELECT event_time, {_choose(0)} AS counts, {_choose(1)} AS hit, {_inside("v")}
     FROM requests FINAL
-    WHERE $__timeFilter(event_time)
+    WHERE $__timeFilter(event_time) AND signal != '{Signal.NEGATIVE_FEEDBACK}'"""  # noqa: S608 — the parts are constants
+
+_RATINGS = f"""
+    WITH {_SIGNAL} AS signal, {_MONITOR} AS monitor, {_EVALUATION} AS evaluation,
+         {_told("cause")} AS cause
+    SELECT feedback_time AS event_time, {RATINGS[0]} AS counts, {RATINGS[1]} AS hit,
+           {_inside(_PLAIN)}
+    FROM feedback FINAL
+    WHERE $__timeFilter(feedback_time) AND signal = '{Signal.NEGATIVE_FEEDBACK}'
+      AND event_id != '' AND evaluation IN ('', replaceAll(name, '/', ':'))"""  # noqa: S608 — as above
+
+_RATE = f"""
+SELECT $__timeInterval(event_time) AS time,
+       {rate_of("countIf(hit AND inside)", "countIf(inside)")} AS in_the_cause,
+       {rate_of("countIf(hit AND NOT inside)", "countIf(NOT inside)")} AS elsewhere
+FROM ({_REQUESTS}
+    UNION ALL{_RATINGS}
 )
 WHERE counts
 GROUP BY time
-ORDER BY time"""  # noqa: S608 — the parts are constants
+ORDER BY time"""  # noqa: S608 — as above
 
 _STORY = Row(
     "The incident",
@@ -87,8 +109,9 @@ FROM incidents WHERE {_CHOSEN} {_ORDER}""",  # noqa: S608 — as above
         ),
         Panel(
             title="Inside the cause and elsewhere",
-            description="The share of requests that count for the signal which raised the first"
-            " alarm: inside the slice that explains the incident, and in all other traffic.",
+            description="The share of requests, or of ratings by their own time, that count for the"
+            " signal which raised the first alarm: inside the slice that explains the incident, and"
+            " in all other traffic.",
             kind=Kind.TIME_SERIES,
             unit=Unit.SHARE,
             width=24,
@@ -111,7 +134,7 @@ SELECT event_time, event_id, route, tenant, request_model, response_model, promp
        prompt_version, region, error_type, refused, truncated, duration_s,
        toFloat64(cost_usd) AS cost
 FROM requests FINAL
-WHERE event_time >= {_told("changed_at - INTERVAL 1 HOUR")}
+WHERE event_time >= {_told("changed_at - toIntervalHour(if(family = 'feedback', 168, 1))")}
   AND event_time <= {_told("updated_at + INTERVAL 1 HOUR")} AND has(examples, event_id)
 ORDER BY event_time DESC, event_id
 LIMIT 50""",  # noqa: S608 — as above
