@@ -11,7 +11,7 @@ operator and a retry, will mend.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,17 @@ class Store:
         """
         if self._settings.mode == "embedded":
             self._run("SYSTEM JEMALLOC PURGE")
+
+    def empty(self, keep: Collection[str] = ()) -> None:
+        """Remove every row of our tables but those of `keep`; the schema stays."""
+        tables = self.rows(
+            "SELECT name FROM system.tables WHERE database = {database:String}"
+            " AND engine LIKE '%MergeTree' AND name != 'schema_migrations' AND total_rows > 0",
+            {"database": self._database},
+        )
+        for (table,) in tables:
+            if table not in keep:
+                self.truncate(table)
 
     def truncate(self, table: str) -> None:
         """Remove every row of one of our tables."""

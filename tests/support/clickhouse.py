@@ -189,9 +189,15 @@ def clickhouse_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clic
 
 
 @pytest.fixture(scope="session")
-def embedded_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The one directory that this process's embedded engine may have; share it by `database`."""
-    return tmp_path_factory.mktemp("clickhouse-embedded")
+def embedded_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The one directory that this process's embedded engine may have; share it by `database`.
+
+    The engine ends with its last connection, and takes longer to come back with every database
+    that it finds: it is kept.
+    """
+    path = tmp_path_factory.mktemp("clickhouse-embedded")
+    with clickhouse_connect.get_client(interface="chdb", path=str(path)):
+        yield path
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Run in LiteLLM's own environment: drives the real package, with our callback in its way.
 
-``library FILE``: calls of every kind; the events go to FILE, one a line.
+``library FOLDER``: starts of the callback, and calls of every kind; what came of the starts goes
+to ``starts.json`` there, and the events, one a line, to ``events.ndjson``.
 ``proxy CONFIG``: two requests to the real proxy; the events go to Kafka.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
 import sys
 import time
@@ -61,7 +63,20 @@ async def call_library(events: list[bytes]) -> None:
     litellm.turn_off_message_logging = False
 
 
-def run_library(file: Path) -> None:
+def start_callback(servers: str) -> str:
+    """Return what it died of; empty when it came up."""
+    os.environ["KIZASHI_KAFKA__BOOTSTRAP_SERVERS"] = servers
+    try:
+        importlib.import_module("litellm_callback")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def run_library(folder: Path) -> None:
+    brokers = ("127.0.0.1:1,kafka.example.com:9092", "[::1]:1")
+    starts = {servers: start_callback(servers) for servers in brokers}
+    (folder / "starts.json").write_text(json.dumps(starts))
     callback = importlib.import_module("litellm_callback")
     events: list[bytes] = []
     litellm.callbacks = [callback.Kizashi(lambda _, raw: events.append(raw))]
@@ -70,7 +85,7 @@ def run_library(file: Path) -> None:
     deadline_s = time.monotonic() + 20
     while len(events) < 7 and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    file.write_bytes(b"\n".join(events))
+    (folder / "events.ndjson").write_bytes(b"\n".join(events))
 
 
 def run_proxy(config: Path) -> None:
@@ -85,7 +100,9 @@ def run_proxy(config: Path) -> None:
             body["metadata"] = {"route": "support"}
             answer = client.post("/v1/chat/completions", json=body, headers=key)
             print(answer.status_code, answer.text[:200], file=sys.stderr)
-        sender = importlib.import_module("litellm_callback").sender
+        # The proxy loads the file by itself: to import it would make another one.
+        (ours,) = [each for each in litellm.callbacks if type(each).__name__ == "Kizashi"]
+        sender = ours._offer.__self__
         deadline_s = time.monotonic() + 30
         while sender.sent < 2 and time.monotonic() < deadline_s:
             time.sleep(0.05)
