@@ -11,6 +11,11 @@ ARGS ?=
 DATA ?=
 SEED ?=
 SEEDS ?= 1000
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+
+# Compiling half a thousand modules anew costs every process more than a second: where the
+# environment says not to keep what was compiled, it is kept all the same (`.gitignore` knows it).
+export PYTHONDONTWRITEBYTECODE :=
 
 BIN := .venv/bin
 LOCKS := requirements/build.txt requirements/runtime.txt requirements/gateway.txt requirements/dev.txt
@@ -67,8 +72,9 @@ check: install
 ## test      check, then every test; ARGS="-k config -n 0" is handed on to pytest
 .PHONY: test
 test: check
-	@# A file stays with one process, and with it its broker and its engine.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@# A file stays with one process, and with it its broker and its engine. One process more
+	@# than cores, for while the others wait for theirs.
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 ## simulate  the delivery protocol under drawn faults: SEEDS=20000, or SEED=123 for one in full
 .PHONY: simulate
