@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import faust
@@ -66,6 +69,8 @@ def build_faust(settings: KafkaSettings) -> faust.App:
         stream_buffer_maxsize=BUFFERED_CHUNKS,
         stream_wait_empty=False,
         store="memory://",
+        # It has no tables to keep there, and makes the folders all the same.
+        datadir=Path(tempfile.gettempdir()) / f"kizashi-{os.getuid()}",
         topic_allow_declare=False,
         topic_disable_leader=True,
         web_enabled=False,

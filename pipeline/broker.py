@@ -70,8 +70,9 @@ class Broker:
     """One Kafka broker; a context manager, or `start()` and `stop()`. Not for several threads.
 
     `properties` are laid over the broker's own settings; `ports` are those of
-    its client and controller listeners, free ones by default. The process ends
-    with ours, also when ours is killed.
+    its client and controller listeners, free ones by default. Its data lie in a
+    directory of their own under `under`, by default where temporary files go. The
+    process ends with ours, also when ours is killed.
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class Broker:
         *,
         properties: Mapping[str, str] | None = None,
         ports: tuple[int, int] | None = None,
+        under: Path | None = None,
         start_timeout_s: float = 90.0,
     ) -> None:
         self._extra = dict(properties or {})
         self._ports = ports or free_ports()
+        self._under = under
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._command: tuple[str, ...] = ()
@@ -111,7 +114,7 @@ class Broker:
         if self._command:
             raise RuntimeError("this broker was started already; restart() keeps its data")
         java, jars = find_java(), fetch_jars()
-        self._directory = Path(tempfile.mkdtemp(prefix="kizashi-kafka-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="kizashi-kafka-", dir=self._under))
         self._command = (java, *JAVA_OPTIONS, "-cp", f"{jars}/*")
         # The watcher sees to the process whatever happens, but not to the data.
         atexit.register(self.stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +80,11 @@ def test_the_settings_that_the_guarantees_rest_on() -> None:
     assert app.conf.web_enabled is False
     assert app.conf.topic_allow_declare is False
     assert [str(url) for url in app.conf.broker] == ["kizashi://127.0.0.1:9092"]
+
+
+def test_nothing_is_made_in_the_working_directory() -> None:
+    app = build_faust(KafkaSettings(group_id="g"))
+    assert Path.cwd() not in app.conf.tabledir.absolute().parents
 
 
 def test_plain_text_off_this_machine_is_refused() -> None:
