@@ -6,12 +6,15 @@ once, by msgspec, and a stream's bytes are handed on as they came.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +22,8 @@ from gateway.errors import Code, GatewayError, render_error
 from gateway.ids import new_request_id
 from gateway.metrics import CONTENT_TYPE
 from gateway.serving import Gateway, Serving
+
+logger = logging.getLogger(__name__)
 
 JSON = "application/json"
 OpenGateway = Callable[[], AbstractAsyncContextManager[Gateway]]
@@ -39,6 +44,7 @@ def build_app(open_gateway: OpenGateway) -> FastAPI:
         Route("/v1/chat/completions", Endpoint(app, "chat"), methods=["POST"]),
         Route("/v1/embeddings", Endpoint(app, "embeddings"), methods=["POST"]),
     ]
+    app.post("/v1/feedback")(_feedback)
     app.add_exception_handler(HTTPException, _not_here)
     app.get("/v1/models")(_models)
     app.get("/v1/models/{name:path}")(_model)
@@ -94,6 +100,40 @@ def _describe(gateway: Gateway, name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
+async def _feedback(request: Request) -> Response:
+    """What somebody thinks of an answer."""
+    gateway = _gateway(request)
+    request_id = new_request_id(gateway.clocks.wall_s())
+    gateway.served += 1
+    try:
+        status, told = await _take_feedback(gateway, request, request_id)
+    except ClientDisconnect:
+        failed = GatewayError(Code.CLIENT_DISCONNECTED)
+    except GatewayError as error:
+        failed = error
+    except Exception as error:
+        logger.exception("request %s", request_id)
+        failed = GatewayError(Code.INTERNAL, type(error).__name__)
+    else:
+        headers = {"X-Request-Id": request_id}
+        return Response(msgspec.json.encode(told), status, headers, media_type=JSON)
+    finally:
+        gateway.served -= 1
+    logger.info("request %s: %s", request_id, failed)
+    gateway.recorder.turn_away(failed.code.value)
+    return _error(request, failed, request_id)
+
+
+async def _take_feedback(
+    gateway: Gateway, request: Request, request_id: str
+) -> tuple[int, dict[str, Any]]:
+    key = gateway.admit(request.headers.get("authorization"))
+    if gateway.feedback is None:
+        raise GatewayError(Code.NOT_FOUND)
+    await gateway.limiter.admit_feedback(key, request_id)
+    return await gateway.feedback.take(request, key, round(gateway.clocks.wall_s() * 1000))
+
+
 async def _metrics(request: Request) -> Response:
     gateway = _gateway(request)
     try:
@@ -118,9 +158,11 @@ async def _not_here(request: Request, error: Exception) -> Response:
     )
 
 
-def _error(request: Request, error: GatewayError) -> Response:
+def _error(request: Request, error: GatewayError, request_id: str | None = None) -> Response:
     gateway = _gateway(request)
-    request_id = new_request_id(gateway.clocks.wall_s())
+    request_id = request_id or new_request_id(gateway.clocks.wall_s())
     body = render_error(error, gateway.language(request.headers), request_id)
     headers = {"X-Request-Id": request_id}
+    if error.retry_after is not None:
+        headers["Retry-After"] = error.retry_after
     return Response(body, status_code=error.status, media_type=JSON, headers=headers)

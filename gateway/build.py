@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from gateway.anthropic_api import AnthropicDialect
 from gateway.cache import SemanticCache
 from gateway.context import TrimmedHistory, load_counts
+from gateway.feedback_door import FeedbackDoor, FeedbackSink
 from gateway.guardrails import InputRules, OutputRules
 from gateway.keys import read_keys, read_secret
 from gateway.limiting import KeyLimits
@@ -21,6 +22,7 @@ from gateway.vectors import Vector
 from pipeline.config import Config
 from pipeline.gateway_settings import GatewaySettings, UpstreamSettings
 from pipeline.prices import configured_table
+from pipeline.receiving import build_limits
 
 
 def build_stages(config: Config) -> Stages:
@@ -62,10 +64,13 @@ async def open_gateway(
     config: Config,
     *,
     sink: EventSink | None,
+    feedback: FeedbackSink | None = None,
     stages: Stages | None = None,
     clocks: Clocks | None = None,
 ) -> AsyncIterator[Gateway]:
     """Give a gateway with its connections; they are closed at the end.
+
+    Without `feedback` it has no door for any.
 
     Raises:
         ConfigError: a key is missing.
@@ -92,7 +97,15 @@ async def open_gateway(
             recorder=Recording(settings.events, metrics, sink, clocks.wall_s),
             metrics=metrics,
             clocks=clocks,
+            feedback=build_door(config, feedback),
         )
+
+
+def build_door(config: Config, sink: FeedbackSink | None) -> FeedbackDoor | None:
+    """Return the door for feedback; None where none can be taken."""
+    if sink is None:
+        return None
+    return FeedbackDoor(config.gateway.feedback, build_limits(config.ingest), sink)
 
 
 def build_dialect(settings: UpstreamSettings) -> Dialect:

@@ -6,8 +6,9 @@ Nothing else leaves: no key, host, prompt or stack trace. What happened is in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -28,6 +29,9 @@ class Code(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     INVALID_REQUEST = "invalid_request"
     REQUEST_TOO_LARGE = "request_too_large"
+    UNSUPPORTED_TYPE = "unsupported_media_type"
+    FEEDBACK_REFUSED = "feedback_refused"
+    FEEDBACK_UNAVAILABLE = "feedback_unavailable"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INPUT_BLOCKED = "input_blocked"
     ANSWER_BLOCKED = "answer_blocked"
@@ -80,6 +84,24 @@ WORDINGS: dict[Code, Wording] = {
     ),
     Code.REQUEST_TOO_LARGE: Wording(
         413, _INVALID, "The request is too large.", "リクエストが大きすぎます。"
+    ),
+    Code.UNSUPPORTED_TYPE: Wording(
+        415,
+        _INVALID,
+        "The body must be JSON or JSON lines, as it is or packed with gzip.",
+        "本文はJSONまたはJSON Lines(gzip圧縮可)で送信してください。",
+    ),
+    Code.FEEDBACK_REFUSED: Wording(
+        422,
+        _INVALID,
+        "None of the feedback is valid; `refusals` says why.",
+        "有効なフィードバックがありません。理由は`refusals`にあります。",
+    ),
+    Code.FEEDBACK_UNAVAILABLE: Wording(
+        503,
+        _SERVER,
+        "The feedback was not taken. Please send the same again later.",
+        "フィードバックを受け付けられませんでした。しばらくしてから同じ内容を再送してください。",
     ),
     Code.CONTEXT_LENGTH_EXCEEDED: Wording(
         400,
@@ -157,6 +179,7 @@ class GatewayError(KizashiError):
         *,
         param: str | None = None,
         retry_after_s: float | None = None,
+        told: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(f"{code}: {detail}" if detail else str(code))
         self.code = code
@@ -164,10 +187,19 @@ class GatewayError(KizashiError):
         #: The key of the request's body that is wrong.
         self.param = param
         self.retry_after_s = retry_after_s
+        #: What the client is told beside the error, under keys of its own.
+        self.told = told or {}
 
     @property
     def status(self) -> int:
         return WORDINGS[self.code].status
+
+    @property
+    def retry_after(self) -> str | None:
+        """The header Retry-After: whole seconds."""
+        if self.retry_after_s is None:
+            return None
+        return str(max(1, round(self.retry_after_s + 0.5)))
 
 
 def render_error(error: GatewayError, language: Language, request_id: str) -> bytes:
@@ -180,7 +212,7 @@ def render_error(error: GatewayError, language: Language, request_id: str) -> by
         "code": error.code.value,
         "request_id": request_id,
     }
-    return msgspec.json.encode({"error": body})
+    return msgspec.json.encode({"error": body, **error.told})
 
 
 def choose_language(accept_language: str, default: Language) -> Language:

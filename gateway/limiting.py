@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable
 
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, Storage
@@ -42,13 +43,25 @@ class KeyLimits:
         Raises:
             GatewayError: RATE_LIMIT_EXCEEDED, with the seconds to wait.
         """
-        if key.requests_per_min is None and key.tokens_per_min is None:
-            return
+        if key.requests_per_min is not None or key.tokens_per_min is not None:
+            await self._or_pass(self._admit(key), asked.request_id)
+
+    async def admit_feedback(self, key: KeySettings, request_id: str) -> None:
+        """Count a request that brings feedback, to the limit of requests but apart from them.
+
+        Raises:
+            GatewayError: as `admit`.
+        """
+        if key.requests_per_min is not None:
+            await self._or_pass(self._count(key.requests_per_min, "feedback", key), request_id)
+
+    async def _or_pass(self, counting: Awaitable[None], request_id: str) -> None:
+        """Count, or let pass what cannot be counted where it is configured so."""
         try:
-            await self._admit(key)
+            await counting
         except StorageError as error:
             self.away += 1
-            logger.warning("request %s: limits: %s", asked.request_id, error)
+            logger.warning("request %s: limits: %s", request_id, error)
             if not self._settings.open_when_away:
                 raise GatewayError(Code.OVERLOADED, "no limits", retry_after_s=1.0) from None
 
@@ -58,9 +71,12 @@ class KeyLimits:
             if not await self._strategy.test(item, "tokens", key.name):
                 raise await self._refuse(item, "tokens", key.name)
         if key.requests_per_min is not None:
-            item = RateLimitItemPerMinute(key.requests_per_min)
-            if not await self._strategy.hit(item, "requests", key.name):
-                raise await self._refuse(item, "requests", key.name)
+            await self._count(key.requests_per_min, "requests", key)
+
+    async def _count(self, per_min: int, what: str, key: KeySettings) -> None:
+        item = RateLimitItemPerMinute(per_min)
+        if not await self._strategy.hit(item, what, key.name):
+            raise await self._refuse(item, what, key.name)
 
     async def charge(self, key: KeySettings, asked: Asked, tokens: int) -> None:
         """Count the tokens of a request that was served."""

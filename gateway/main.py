@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from gateway.app import build_app
@@ -12,11 +12,12 @@ from gateway.build import open_gateway
 from gateway.metrics import SpoolCollector
 from gateway.server import run
 from gateway.serving import Gateway
-from gateway.shipping import KafkaCourier, Shipping
+from gateway.shipping import FeedbackShipping, Shipping, events_courier, feedback_courier
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 
-#: For sending what still waits when the process is told to stop; the rest is sent by the next.
+#: For sending what still waits in a spool when the process is told to stop; the rest is sent by
+#: the next.
 _STOP_PATIENCE_S = 5.0
 
 
@@ -35,20 +36,31 @@ def run_gateway(config: Config, host: str | None = None, port: int | None = None
 
 @asynccontextmanager
 async def open_with_events(config: Config) -> AsyncIterator[Gateway]:
-    """Give the configured gateway, whose events go through the spool to Kafka.
+    """Give the configured gateway, whose events and feedback go through spools to Kafka.
 
     Raises:
         ConfigError: a key is missing, or the spool cannot be used.
     """
-    settings = config.gateway.events
-    if not settings.enabled:
+    settings = config.gateway
+    if not settings.events.enabled:
         async with open_gateway(config, sink=None) as gateway:
             yield gateway
         return
-    shipping = Shipping(settings, KafkaCourier(config.kafka))
-    try:
-        async with open_gateway(config, sink=shipping) as gateway:
-            gateway.metrics.registry.register(SpoolCollector(shipping.spool))
-            yield gateway
-    finally:
-        await asyncio.to_thread(shipping.stop, _STOP_PATIENCE_S)
+    async with AsyncExitStack() as stack:
+        shipping = Shipping(settings.events, events_courier(config.kafka))
+        stack.push_async_callback(asyncio.to_thread, shipping.stop, _STOP_PATIENCE_S)
+        rating = _open_feedback(config) if settings.feedback.enabled else None
+        if rating is not None:
+            stack.push_async_callback(asyncio.to_thread, rating.stop, _STOP_PATIENCE_S)
+        gateway = await stack.enter_async_context(
+            open_gateway(config, sink=shipping, feedback=rating)
+        )
+        gateway.metrics.registry.register(SpoolCollector(shipping.spool, "events"))
+        if rating is not None:
+            gateway.metrics.registry.register(SpoolCollector(rating.spool, "feedback"))
+        yield gateway
+
+
+def _open_feedback(config: Config) -> FeedbackShipping:
+    courier = feedback_courier(config.kafka)
+    return FeedbackShipping(config.gateway.feedback, config.gateway.events, courier)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -30,30 +31,30 @@ _PICO = 1e-12
 
 
 class SpoolCollector(Collector):
-    """What became of the events, read from the spool's ledger, which outlives the process."""
+    """What became of a spool's records, read from its ledger, which outlives the process."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, what: Literal["events", "feedback"]) -> None:
         self._spool = spool
+        self._what = what
 
     def collect(self) -> Iterator[Metric]:
         """Give the metrics as they are now."""
-        ledger = self._spool.ledger
-        events = CounterMetricFamily(
-            "kizashi_gateway_events",
-            "Events: taken by the gateway, sent to Kafka.",
-            labels=["what"],
+        ledger, name = self._spool.ledger, f"kizashi_gateway_{self._what}"
+        counted = CounterMetricFamily(
+            name, f"{self._what.title()}: taken by the gateway, sent to Kafka.", labels=["what"]
         )
-        events.add_metric(["taken"], ledger[Slot.TAKEN])
-        events.add_metric(["sent"], ledger[Slot.SENT])
-        yield events
+        counted.add_metric(["taken"], ledger[Slot.TAKEN])
+        counted.add_metric(["sent"], ledger[Slot.SENT])
+        yield counted
         lost = CounterMetricFamily(
-            "kizashi_gateway_events_lost", "Events that never arrive, and why.", labels=["reason"]
+            f"{name}_lost", "What of them never arrives, and why.", labels=["reason"]
         )
         for loss, number in ledger.lost.items():
             lost.add_metric([loss.value], number)
         yield lost
+        prefix = "kizashi_gateway" if self._what == "events" else name
         waiting = self._spool.waiting_bytes
-        yield GaugeMetricFamily("kizashi_gateway_spool_bytes", "On disk.", waiting)
+        yield GaugeMetricFamily(f"{prefix}_spool_bytes", "On disk.", waiting)
 
 
 class CacheCollector(Collector):

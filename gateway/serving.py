@@ -31,6 +31,7 @@ from gateway.asked import (
 )
 from gateway.errors import Code, GatewayError, Language, choose_language, render_error
 from gateway.exchange import Exchange
+from gateway.feedback_door import FeedbackDoor
 from gateway.ids import new_request_id
 from gateway.keys import Keyring
 from gateway.metrics import Metrics
@@ -61,6 +62,10 @@ class Limiter(Protocol):
 
     async def admit(self, key: KeySettings, asked: Asked) -> None:
         """Count a request. Raises GatewayError RATE_LIMIT_EXCEEDED where there are too many."""
+        ...
+
+    async def admit_feedback(self, key: KeySettings, request_id: str) -> None:
+        """Count a request that brings feedback. Raises as `admit` does."""
         ...
 
     async def charge(self, key: KeySettings, asked: Asked, tokens: int) -> None:
@@ -97,6 +102,7 @@ class Gateway:
         recorder: Recorder,
         metrics: Metrics,
         clocks: Clocks | None = None,
+        feedback: FeedbackDoor | None = None,
     ) -> None:
         self.settings = settings
         self.keyring = keyring
@@ -106,6 +112,7 @@ class Gateway:
         self.recorder = recorder
         self.metrics = metrics
         self.clocks = clocks or Clocks()
+        self.feedback = feedback
         self.models: dict[str, ModelSettings] = {m.name: m for m in settings.models}
         self.breakers = {
             name: Breaker(u.settings.breaker_failures, u.settings.breaker_pause_s)
@@ -125,6 +132,16 @@ class Gateway:
             if accepted
             else self.settings.language
         )
+
+    def admit(self, authorization: str | None) -> KeySettings:
+        """Return whose key it is, while there is room for one request more.
+
+        Raises:
+            GatewayError: nobody's, or too many are under way.
+        """
+        if self.served > self.settings.requests:
+            raise GatewayError(Code.OVERLOADED, "too many at once", retry_after_s=1.0)
+        return self.keyring.identify(authorization)
 
     def new_answer(self) -> Answer:
         return Answer(self._characters)
@@ -167,10 +184,7 @@ class Serving:
         await self._charge()
 
     def _admit(self) -> KeySettings:
-        gateway = self._gateway
-        if gateway.served > gateway.settings.requests:
-            raise GatewayError(Code.OVERLOADED, "too many at once", retry_after_s=1.0)
-        self._key = gateway.keyring.identify(self._headers.get("authorization"))
+        self._key = self._gateway.admit(self._headers.get("authorization"))
         return self._key
 
     async def _charge(self) -> None:
@@ -446,8 +460,8 @@ class Serving:
             await _send_body(send, sse.write(body), more=False)
             return
         headers = [_JSON, *self._own_headers()]
-        if error.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, round(error.retry_after_s + 0.5))).encode()))
+        if error.retry_after is not None:
+            headers.append((b"retry-after", error.retry_after.encode()))
         await _start(send, error.status, headers)
         await _send_body(send, body, more=False)
 

@@ -1,26 +1,29 @@
-"""Events on their way: from the loop that serves, through the spool, to Kafka, by three threads.
+"""Records on their way: from the loop that serves, through a spool, to Kafka.
 
-Delivery guarantee: at least once from the spool on (the pipeline drops repeats by
-``event.id``); what is lost before or in it is counted (`gateway.spool`). `put` only counts
-and queues: neither disk nor broker can delay an answer.
+Delivery guarantee: at least once from the spool on (the pipeline drops repeats by their ids);
+what is lost before or in it is counted (`gateway.spool`). Of events `put` only counts and
+queues: neither disk nor broker can delay an answer. Of feedback `keep` waits for the disk, and
+says whether the spool has it; for the broker it does not wait.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
+from gateway.ratings import read_key
 from gateway.spool import Batch, Loss, Slot, Spool
 from pipeline.config import KafkaSettings
 from pipeline.errors import KizashiError
-from pipeline.gateway_settings import EventSettings
+from pipeline.gateway_settings import EventSettings, FeedbackSettings
 from pipeline.producers import open_producer
 from pipeline.producing import read_head
 from pipeline.topics import client_settings
@@ -52,10 +55,14 @@ class Courier(Protocol):
 
 
 class KafkaCourier:
-    """Sends to the events topic with acks=all. Connects with the first events."""
+    """Sends to one topic with acks=all. Connects with the first records."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topic: str, key_of: Callable[[bytes], bytes | None]
+    ) -> None:
         self._settings = settings
+        self._topic = topic
+        self._key_of = key_of
         client_settings(settings)  # what is wrong with them is said at the start
         self._producer: KafkaProducer | None = None
 
@@ -66,7 +73,7 @@ class KafkaCourier:
         refused, under_way = 0, []
         for row, raw in enumerate(raws):
             try:
-                future = producer.send(self._settings.events_topic, raw, read_head(raw).key)
+                future = producer.send(self._topic, raw, self._key_of(raw))
                 under_way.append((raw, future))
             except MessageSizeTooLargeError:
                 refused += 1
@@ -101,21 +108,94 @@ class KafkaCourier:
             self._producer.close(1.0)
 
 
+def events_courier(settings: KafkaSettings) -> KafkaCourier:
+    """Return what brings events to their topic, each under its id."""
+    return KafkaCourier(settings, settings.events_topic, lambda raw: read_head(raw).key)
+
+
+def feedback_courier(settings: KafkaSettings) -> KafkaCourier:
+    """Return what brings feedback to its topic, each under its id."""
+    return KafkaCourier(settings, settings.feedback_topic, read_key)
+
+
+class Ferry:
+    """Brings what a spool holds to a courier, by two threads, and syncs it."""
+
+    def __init__(self, spool: Spool, courier: Courier, sync_interval_s: float) -> None:
+        self._spool = spool
+        self._courier = courier
+        self._sync_interval_s = sync_interval_s
+        self._stopping = threading.Event()
+        self._given_up = threading.Event()
+        self._arrived = threading.Event()
+        self._threads = ThreadPoolExecutor(2, "kizashi-ferry")
+        self._running = [self._threads.submit(run) for run in (self._sync, self._ship)]
+
+    def notice(self) -> None:
+        """Say that something was written."""
+        self._arrived.set()
+
+    def stop(self, patience_s: float) -> None:
+        """Send what can be sent within `patience_s`, and end; nothing may be written any more."""
+        syncing, shipping = self._running
+        self._stopping.set()
+        self._arrived.set()
+        wait([shipping], timeout=patience_s)
+        self._given_up.set()
+        for running in (syncing, shipping):
+            running.result()
+        self._threads.shutdown()
+        self._courier.close()
+        self._spool.close()
+
+    def _sync(self) -> None:
+        while not self._stopping.wait(self._sync_interval_s):
+            try:
+                self._spool.sync()
+            except OSError as error:
+                logger.error("gateway.events.spool: %s", error)  # noqa: TRY400
+
+    def _ship(self) -> None:
+        while not self._given_up.is_set():
+            self._arrived.clear()
+            batch = self._spool.read()
+            if batch.raws:
+                self._deliver(batch)
+            elif self._stopping.is_set():
+                return
+            else:
+                self._arrived.wait(_IDLE_S)
+
+    def _deliver(self, batch: Batch) -> None:
+        """Deliver a batch, however long it takes, unless the process is to end."""
+        again, refused, pause_s = batch.raws, 0, _PAUSE_S
+        while True:
+            try:
+                again, more = self._courier.deliver(again)
+                refused += more
+            except KizashiError as error:
+                logger.warning("records wait: %s", error)
+            except Exception:
+                logger.exception("records wait")
+            if not again:
+                self._spool.release(batch, refused)
+                return
+            if self._given_up.wait(pause_s):
+                return
+            pause_s = min(pause_s * 2, _PAUSE_S_MAX)
+
+
 class Shipping:
     """The gateway's `EventSink`. Start and stop it with the process."""
 
     def __init__(self, settings: EventSettings, courier: Courier) -> None:
-        self._settings = settings
-        self._courier = courier
         self.spool = Spool(settings.spool, settings.spool_bytes, settings.segment_bytes)
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._queued_bytes = 0
         self._written_bytes = 0
-        self._stopping = threading.Event()
-        self._given_up = threading.Event()
-        self._arrived = threading.Event()
-        self._threads = ThreadPoolExecutor(3, "kizashi-events")
-        self._running = [self._threads.submit(run) for run in (self._write, self._sync, self._ship)]
+        self._ferry = Ferry(self.spool, courier, settings.sync_interval_s)
+        self._thread = ThreadPoolExecutor(1, "kizashi-events")
+        self._writing = self._thread.submit(self._write)
 
     def put(self, raw: bytes) -> None:
         """Take an event. Never blocks: what is over `QUEUE_BYTES_MAX` is counted as lost."""
@@ -129,25 +209,14 @@ class Shipping:
     @property
     def waiting(self) -> int:
         """Events that are taken, and neither sent nor lost."""
-        ledger = self.spool.ledger
-        return ledger[Slot.TAKEN] - ledger[Slot.SENT] - sum(ledger.lost.values())
+        return self.spool.ledger.waiting
 
     def stop(self, patience_s: float) -> None:
         """Write everything down, send what can be sent within `patience_s`, and end."""
         self._queue.put(None)
-        writing, syncing, shipping = self._running
-        writing.result()
-        self._stopping.set()
-        self._arrived.set()
-        wait([shipping], timeout=patience_s)
-        self._given_up.set()
-        for running in (syncing, shipping):
-            running.result()
-        self._threads.shutdown()
-        self._courier.close()
-        self.spool.close()
-
-    # --- Threads ------------------------------------------------------------------------
+        self._writing.result()
+        self._thread.shutdown()
+        self._ferry.stop(patience_s)
 
     def _write(self) -> None:
         over = False
@@ -166,40 +235,38 @@ class Shipping:
                 logger.exception("%d events are lost", len(raws))
                 self.spool.ledger.lose(Loss.DISK_ERROR, len(raws))
             self._written_bytes += sum(map(len, raws))
-            self._arrived.set()
+            self._ferry.notice()
 
-    def _sync(self) -> None:
-        while not self._stopping.wait(self._settings.sync_interval_s):
-            try:
-                self.spool.sync()
-            except OSError as error:
-                logger.error("gateway.events.spool: %s", error)  # noqa: TRY400
 
-    def _ship(self) -> None:
-        while not self._given_up.is_set():
-            self._arrived.clear()
-            batch = self.spool.read()
-            if batch.raws:
-                self._deliver(batch)
-            elif self._stopping.is_set():
-                return
-            else:
-                self._arrived.wait(_IDLE_S)
+class FeedbackShipping:
+    """The gateway's `FeedbackSink`: a spool of its own, so that no event waits for its topic."""
 
-    def _deliver(self, batch: Batch) -> None:
-        """Deliver a batch, however long it takes, unless the process is to end."""
-        again, refused, pause_s = batch.raws, 0, _PAUSE_S
-        while True:
-            try:
-                again, more = self._courier.deliver(again)
-                refused += more
-            except KizashiError as error:
-                logger.warning("events wait: %s", error)
-            except Exception:
-                logger.exception("events wait")
-            if not again:
-                self.spool.release(batch, refused)
-                return
-            if self._given_up.wait(pause_s):
-                return
-            pause_s = min(pause_s * 2, _PAUSE_S_MAX)
+    def __init__(self, settings: FeedbackSettings, events: EventSettings, courier: Courier) -> None:
+        directory = events.spool / "feedback"
+        self.spool = Spool(directory, settings.spool_bytes, events.segment_bytes)
+        self._ferry = Ferry(self.spool, courier, events.sync_interval_s)
+        self._thread = ThreadPoolExecutor(1, "kizashi-feedback")
+
+    async def keep(self, raws: Sequence[bytes]) -> bool:
+        """Write records to the spool; returns whether it has them all. Else it has none."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._write, raws)
+
+    @property
+    def waiting(self) -> int:
+        """Records that are taken, and neither sent nor lost."""
+        return self.spool.ledger.waiting
+
+    def stop(self, patience_s: float) -> None:
+        """Write what is under way, send what can be sent within `patience_s`, and end."""
+        self._thread.shutdown()
+        self._ferry.stop(patience_s)
+
+    def _write(self, raws: Sequence[bytes]) -> bool:
+        if (loss := self.spool.offer(raws)) is not None:
+            logger.warning("feedback is not taken: %s", loss)
+            return False
+        # Behind the writing: what was not written was not taken, and is nobody's loss.
+        self.spool.ledger.add(Slot.TAKEN, len(raws))
+        self._ferry.notice()
+        return True

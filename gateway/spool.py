@@ -1,4 +1,4 @@
-"""The spool: events on disk between the gateway and Kafka, in segments, with a ledger of losses.
+"""The spool: records on disk between the gateway and Kafka, in segments, with a ledger of losses.
 
 Files of one directory, which one process may hold:
 
@@ -110,6 +110,11 @@ class Ledger:
         return {loss: self[slot] for loss, slot in _LOSSES.items()}
 
     @property
+    def waiting(self) -> int:
+        """What is taken, and neither sent nor lost."""
+        return self[Slot.TAKEN] - self[Slot.SENT] - sum(self.lost.values())
+
+    @property
     def position(self) -> Place:
         """Up to where everything was sent or given up."""
         packed = self[Slot.POSITION]
@@ -161,7 +166,8 @@ class Spool:
     def __init__(self, directory: Path, bytes_max: int, segment_bytes: int) -> None:
         self._directory = directory
         self._bytes_max = bytes_max
-        self._segment_bytes = segment_bytes
+        # Only whole segments are given back: the one that is written to must leave room.
+        self._segment_bytes = min(segment_bytes, bytes_max // 4)
         self._lock = _hold(directory)
         self.ledger = Ledger(directory / "ledger")
         numbers = self._numbers()
@@ -183,18 +189,19 @@ class Spool:
         """Write events, or count why they are lost. The file's page cache has them then."""
         fitting = [raw for raw in raws if len(raw) <= EVENT_BYTES_MAX]
         self.ledger.lose(Loss.TOO_LARGE, len(raws) - len(fitting))
-        size = sum(len(raw) + _FRAME.size for raw in fitting)
-        if not fitting:
-            return
+        if fitting and (loss := self.offer(fitting)) is not None:
+            self.ledger.lose(loss, len(fitting))
+
+    def offer(self, raws: Sequence[bytes]) -> Loss | None:
+        """Write all of these records or none, and return why none; what is lost is not counted."""
+        size = sum(len(raw) + _FRAME.size for raw in raws)
         if self.waiting_bytes + size > self._bytes_max:
-            self.ledger.lose(Loss.SPOOL_FULL, len(fitting))
-            return
+            return Loss.SPOOL_FULL
         first = self.ledger[Slot.SPOOLED]
-        frames = b"".join(_frame(first + i, raw) for i, raw in enumerate(fitting))
-        if self._write(frames):
-            self.ledger.add(Slot.SPOOLED, len(fitting))
-        else:
-            self.ledger.lose(Loss.DISK_ERROR, len(fitting))
+        if not self._write(b"".join(_frame(first + i, raw) for i, raw in enumerate(raws))):
+            return Loss.DISK_ERROR
+        self.ledger.add(Slot.SPOOLED, len(raws))
+        return None
 
     def _write(self, frames: bytes) -> bool:
         try:

@@ -19,7 +19,6 @@ from pipeline.config import (
     Config,
     EvaluationSettings,
     ExtraSettings,
-    IngestSettings,
     NotifySettings,
     PrivacySettings,
     WatchSettings,
@@ -37,7 +36,7 @@ from pipeline.errors import ConfigError
 from pipeline.event_door import Door
 from pipeline.incidents.vitals import VitalsConfig
 from pipeline.prices import configured_table
-from pipeline.receiving import Judge, judge_event, judge_feedback
+from pipeline.receiving import Judge, build_limits, judge_event, judge_feedback
 from pipeline.references import ReferenceKeeper
 from pipeline.sending import TopicSender
 from pipeline.sinks.clickhouse import Store
@@ -50,8 +49,6 @@ from pipeline.sinks.outbox import ClickHouseOutbox
 from pipeline.sinks.references import ReferenceStore
 from pipeline.sinks.requests import RequestStore
 from schemas.codec import CodecLimits
-
-DAY_MS = 86_400_000
 
 
 def build_step_config(config: Config, signals_partitions: int) -> StepConfig:
@@ -92,16 +89,6 @@ def read_user_keys(privacy: PrivacySettings) -> list[UserKey]:
 def build_letter_policy(config: Config) -> RecordPolicy:
     """What of a refused record may be kept."""
     return RecordPolicy(frozenset(config.privacy.redact), config.ingest.store_texts)
-
-
-def build_limits(ingest: IngestSettings) -> CodecLimits:
-    """What an event may be, at every door."""
-    return CodecLimits(
-        event_bytes=ingest.event_bytes,
-        attributes=ingest.attributes,
-        age_ms=round(ingest.event_age_days * DAY_MS),
-        ahead_ms=round(ingest.event_ahead_s * 1000),
-    )
 
 
 def build_doors(config: Config, clock: Callable[[], float]) -> list[Door]:

@@ -139,6 +139,17 @@ class EventSettings(Section):
     text_characters: Annotated[int, Field(ge=0, le=100_000)] = 20_000
 
 
+class FeedbackSettings(Section):
+    """`POST /v1/feedback`: through a spool of its own beside the events', to Kafka."""
+
+    #: Not without events: what feedback is about would not be known.
+    enabled: bool = True
+    #: Of one request, packed and unpacked.
+    body_bytes: Annotated[int, Field(ge=1_024, le=8 * 1024 * 1024)] = 1024 * 1024
+    #: What comes when so much waits for Kafka is told to come back.
+    spool_bytes: Annotated[int, Field(ge=32 * 1024 * 1024)] = 64 * 1024 * 1024
+
+
 GuardMode = Literal["observe", "redact", "block"]
 #: These end where a label's sentence does, or need what follows: no stream can wait for it.
 NOT_IN_ANSWERS = frozenset({Kind.PASSWORD, Kind.NAME, Kind.JP_POSTAL_CODE})
@@ -197,6 +208,7 @@ class GatewaySettings(Section):
     guardrails: GuardrailSettings = GuardrailSettings()
     cache: CacheSettings = CacheSettings()
     events: EventSettings = EventSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
     body_bytes: Annotated[int, Field(ge=1_024)] = 16 * 1024 * 1024
     #: Requests that are served at once; what comes on top is told to come back.
     requests: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from pipeline.config import IngestSettings
 from pipeline.errors import RetryableError
 from schemas.codec import CodecLimits, decode_event
 from schemas.feedback import decode_feedback
@@ -30,9 +31,10 @@ _LINES = frozenset({"application/x-ndjson", "application/jsonl", "application/nd
 _JSON = "application/json"
 #: Bytes are unpacked so many at a time.
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
+_DAY_MS = 86_400_000
 
-#: Says why a record is refused, or under which key it is sent.
-Judge = Callable[[bytes], "bytes | Rejected"]
+#: Says why a record is refused, or what is sent for it: a key, and the record.
+Judge = Callable[[bytes], "tuple[bytes, bytes] | Rejected"]
 #: Sends records, each with its key; returns for each whether the broker has it. Raises
 #: RetryableError when none of them can have arrived.
 Send = Callable[[Sequence[tuple[bytes, bytes]]], Awaitable[Sequence[bool]]]
@@ -44,6 +46,20 @@ class Refused(Struct, frozen=True):
     index: int
     reason: str
     detail: str
+
+
+class Judged(Struct, frozen=True):
+    """A body's records: what is sent of them, each with its key, and what is refused."""
+
+    good: list[tuple[bytes, bytes]]
+    refused: list[Refused]
+
+    def describe(self, taken: int) -> dict[str, Any]:
+        """Return what a client is told of them."""
+        told: dict[str, Any] = {"taken": taken, "refused": len(self.refused)}
+        if self.refused:
+            told["refusals"] = [msgspec.structs.asdict(each) for each in self.refused[:TOLD_MAX]]
+        return told
 
 
 class Answer(Struct, frozen=True):
@@ -59,7 +75,7 @@ class Unreadable(Exception):
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
-        self.answer = Answer(status, {"taken": 0, "error": why})
+        self.status = status
 
 
 def is_known_key(keys: Sequence[bytes], authorization: str) -> bool:
@@ -70,13 +86,25 @@ def is_known_key(keys: Sequence[bytes], authorization: str) -> bool:
     return scheme.lower() == "bearer" and any(known)
 
 
+def build_limits(ingest: IngestSettings) -> CodecLimits:
+    """What an event may be, at every door."""
+    return CodecLimits(
+        event_bytes=ingest.event_bytes,
+        attributes=ingest.attributes,
+        age_ms=round(ingest.event_age_days * _DAY_MS),
+        ahead_ms=round(ingest.event_ahead_s * 1000),
+    )
+
+
 def judge_event(now_ms: int, limits: CodecLimits) -> Judge:
     """Return what judges events that are written now, by the rules of the worker."""
 
-    def judge(raw: bytes) -> bytes | Rejected:
+    def judge(raw: bytes) -> tuple[bytes, bytes] | Rejected:
         result = decode_event(raw, now_ms, limits)
+        if isinstance(result, Rejected):
+            return result
         # The key keeps the repeats of an event in one partition.
-        return result if isinstance(result, Rejected) else result.event.event_id.encode()
+        return result.event.event_id.encode(), raw
 
     return judge
 
@@ -84,10 +112,12 @@ def judge_event(now_ms: int, limits: CodecLimits) -> Judge:
 def judge_feedback(now_ms: int, limits: CodecLimits) -> Judge:
     """Return what judges feedback that is written now, by the rules of the worker."""
 
-    def judge(raw: bytes) -> bytes | Rejected:
+    def judge(raw: bytes) -> tuple[bytes, bytes] | Rejected:
         result = decode_feedback(raw, now_ms, limits)
+        if isinstance(result, Rejected):
+            return result
         # As above: its repeats lie in one partition.
-        return result if isinstance(result, Rejected) else result.feedback.feedback_id.encode()
+        return result.feedback.feedback_id.encode(), raw
 
     return judge
 
@@ -100,36 +130,41 @@ async def receive(
     `content_type` and `encoding` are the values of the headers.
     """
     try:
-        records = split_body(unpack(body, encoding, limit_bytes), content_type)
+        judged = judge_body(body, content_type, encoding, limit_bytes, judge)
     except Unreadable as error:
-        return error.answer
-    verdicts = [judge(record) for record in records]
-    good = [
-        (verdict, record)
-        for verdict, record in zip(verdicts, records, strict=True)
-        if isinstance(verdict, bytes)
-    ]
-    refused = [
-        Refused(index, verdict.reason.value, verdict.detail)
-        for index, verdict in enumerate(verdicts)
-        if isinstance(verdict, Rejected)
-    ]
+        return Answer(error.status, {"taken": 0, "error": str(error)})
     try:
-        arrived = await send(good) if good else []
+        arrived = await send(judged.good) if judged.good else []
     except RetryableError:
-        arrived = [False] * len(good)
-    return _answer(sum(arrived), len(good) - sum(arrived), refused)
+        arrived = [False] * len(judged.good)
+    return _answer(judged, sum(arrived))
 
 
-def _answer(taken: int, missing: int, refused: Sequence[Refused]) -> Answer:
-    body: dict[str, Any] = {"taken": taken, "refused": len(refused)}
-    if refused:
-        body["refusals"] = [msgspec.structs.asdict(each) for each in refused[:TOLD_MAX]]
-    if missing:
+def judge_body(
+    body: bytes, content_type: str, encoding: str, limit_bytes: int, judge: Judge
+) -> Judged:
+    """Return what is to become of the records of a body.
+
+    Raises:
+        Unreadable: nothing of it can be taken.
+    """
+    judged = Judged([], [])
+    for index, record in enumerate(split_body(unpack(body, encoding, limit_bytes), content_type)):
+        verdict = judge(record)
+        if isinstance(verdict, Rejected):
+            judged.refused.append(Refused(index, verdict.reason.value, verdict.detail))
+        else:
+            judged.good.append(verdict)
+    return judged
+
+
+def _answer(judged: Judged, taken: int) -> Answer:
+    body = judged.describe(taken)
+    if missing := len(judged.good) - taken:
         body["unanswered"] = missing
         body["error"] = "the broker did not confirm all of them: send the same again"
         return Answer(503, body, {"Retry-After": str(RETRY_AFTER_S)})
-    if refused:
+    if judged.refused:
         return Answer(207 if taken else 422, body)
     return Answer(200, body)
 

@@ -70,6 +70,7 @@ SHARED = (
     "pipeline.prices",
     "pipeline.producers",
     "pipeline.producing",
+    "pipeline.receiving",
     "pipeline.topics",
 )
 
@@ -171,6 +172,7 @@ RULES = (
             "events",
             "likeness",
             "openai_api",
+            "ratings",
             "relay",
             "routing",
             "sse",

@@ -25,6 +25,7 @@ from gateway.server import listen, serve
 from pipeline.broker import Broker
 from pipeline.config import KafkaSettings
 from pipeline.topics import create_topics
+from tests.support.feedback import make_feedback
 from tests.support.gateway import KEY
 from tests.support.kafka import consume, own_broker, settings_for, unique_prefix
 
@@ -37,6 +38,7 @@ CONFIG = """
 [kafka]
 bootstrap_servers = "{kafka.bootstrap_servers}"
 events_topic = "{kafka.events_topic}"
+feedback_topic = "{kafka.feedback_topic}"
 [[gateway.upstreams]]
 name = "fake"
 base_url = "http://127.0.0.1:{upstream}/v1"
@@ -117,6 +119,10 @@ def counted(port: int) -> dict[str, float]:
     }
 
 
+def now_ms() -> int:
+    return round(time.time() * 1000)
+
+
 def free_port() -> int:
     with listen("127.0.0.1", 0) as listening:
         return int(listening.getsockname()[1])
@@ -138,6 +144,10 @@ async def test_a_kill_while_kafka_is_away_loses_nothing_uncounted(
     async with serve(FakeProvider(lambda _: Reply(first_s=0.01)), lifespan=False) as upstream:
         config, port = write_config(tmp_path, kafka, upstream), free_port()
         with running(config, port) as process:
+            async with client_of(port) as client:
+                await client.post(
+                    "/feedback", cast_to=object, body=make_feedback("f", time_ms=now_ms())
+                )
             answered = await load(port, LOAD_S, process)
         own_broker.restart()
         with running(config, port) as process:
@@ -151,6 +161,7 @@ async def test_a_kill_while_kafka_is_away_loses_nothing_uncounted(
             process.send_signal(signal.SIGTERM)
             # uvicorn raises the signal again once everything is over.
             assert await asyncio.to_thread(process.wait, 30) == -signal.SIGTERM
+    assert [record.key for record in consume(kafka, kafka.feedback_topic)] == [b"f"]
     arrived = {msgspec.json.decode(r.value)["event.id"] for r in consume(kafka, kafka.events_topic)}
     missing = answered - arrived
     assert len(answered) > 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -14,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.shipping import KafkaCourier, Shipping
+from gateway.shipping import FeedbackShipping, Shipping, events_courier, feedback_courier
 from gateway.spool import Loss, Slot, Spool
 from pipeline.broker import Broker
 from pipeline.errors import ConfigError, SinkUnavailable
-from pipeline.gateway_settings import EventSettings
+from pipeline.gateway_settings import EventSettings, FeedbackSettings
 from pipeline.topics import create_topics
+from tests.support.feedback import feedback_raw
 from tests.support.kafka import consume, own_broker, settings_for, unique_prefix
 
 __all__ = ["own_broker"]
@@ -155,6 +157,15 @@ def test_what_rots_on_disk_is_counted(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_a_spool_smaller_than_a_segment_is_emptied_all_the_same(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, bytes_max=4_000, segment_bytes=MIB)
+    for _ in range(100):
+        spool.append([b"x" * 400])
+        drain(spool)
+    assert account(spool) == {}
+    spool.close()
+
+
 def test_a_disk_that_refuses_is_counted_and_used_again(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "spool")
     (tmp_path / "spool").rename(tmp_path / "gone")
@@ -238,22 +249,31 @@ def test_after_a_kill_every_event_is_there_or_counted(tmp_path: Path) -> None:
     shipping.stop(1.0)
 
 
-def test_events_reach_kafka_through_an_outage(tmp_path: Path, own_broker: Broker) -> None:
+def test_records_reach_kafka_through_an_outage(tmp_path: Path, own_broker: Broker) -> None:
     kafka = settings_for(own_broker.bootstrap_servers, unique_prefix())
     create_topics(kafka)
-    shipping = Shipping(EventSettings(spool=tmp_path), KafkaCourier(kafka))
+    settings = EventSettings(spool=tmp_path)
+    shipping = Shipping(settings, events_courier(kafka))
     raws = [msgspec.json.encode({"event.id": f"e{n}"}) for n in range(300)]
     for raw in raws[:100]:
         shipping.put(raw)
-    until(lambda: shipping.waiting == 0, 30)
+    rating = FeedbackShipping(FeedbackSettings(), settings, feedback_courier(kafka))
+    rated = [feedback_raw("before"), feedback_raw("away")]
+    assert asyncio.run(rating.keep(rated[:1]))
+    until(lambda: shipping.waiting == rating.waiting == 0, 30)
     own_broker.kill()
+    assert asyncio.run(rating.keep(rated[1:]))
     for raw in raws[100:]:
         shipping.put(raw)
     until(lambda: shipping.spool.ledger[Slot.SPOOLED] == 300)
     own_broker.restart()
     until(lambda: shipping.waiting == 0, 60)
-    shipping.stop(1.0)
+    until(lambda: rating.waiting == 0, 60)
+    for each in (shipping, rating):
+        each.stop(1.0)
     assert {record.value for record in consume(kafka, kafka.events_topic)} == set(raws)
+    found = {record.key: record.value for record in consume(kafka, kafka.feedback_topic)}
+    assert found == {b"before": rated[0], b"away": rated[1]}
 
 
 def test_a_disk_that_hangs_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

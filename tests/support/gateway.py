@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from openai import APIError, AsyncOpenAI, DefaultAsyncHttpxClient
 from gateway.app import build_app
 from gateway.build import open_gateway
 from gateway.fake_provider import FakeProvider, Script
+from gateway.feedback_door import FeedbackSink
 from gateway.server import serve
 from gateway.serving import Gateway
 from gateway.stages import NO_STAGES, Stages
@@ -37,12 +38,29 @@ class Events:
 
 
 @dataclass
+class Ratings:
+    """A feedback sink that keeps what it is given, as long as there is room."""
+
+    raws: list[bytes] = field(default_factory=list)
+    has_room: bool = True
+
+    async def keep(self, raws: Sequence[bytes]) -> bool:
+        self.raws += raws if self.has_room else ()
+        return self.has_room
+
+    @property
+    def decoded(self) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(raw) for raw in self.raws]
+
+
+@dataclass
 class Stand:
     """A running gateway."""
 
     client: AsyncOpenAI
     providers: Mapping[str, FakeProvider]
     events: Events
+    ratings: Ratings
     gateway: Gateway
     url: str
 
@@ -75,17 +93,19 @@ async def stand(
     scripts: Mapping[str, Script | None] | None = None,
     *,
     stages: Stages | None = NO_STAGES,
+    feedback_sink: FeedbackSink | None = None,
     upstream: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stand]:
     """Give a gateway with one fake provider for each script, and a model of the same name.
 
-    `upstream` and `model` are settings for all of them. With no `stages` the settings make them.
+    `upstream` and `model` are settings for all of them. With no `stages` the settings make them;
+    with no `feedback_sink` feedback goes to the stand's own.
     """
     scripts = scripts or {"gpt-4o": None}
     providers = {name: FakeProvider(script) for name, script in scripts.items()}
-    events = Events()
+    events, ratings = Events(), Ratings()
     async with AsyncExitStack() as stack:
         ports = {
             name: await stack.enter_async_context(serve(provider, lifespan=False))
@@ -109,7 +129,9 @@ async def stand(
 
         @asynccontextmanager
         async def open_one() -> AsyncIterator[Gateway]:
-            async with open_gateway(config, sink=events, stages=stages) as gateway:
+            async with open_gateway(
+                config, sink=events, feedback=feedback_sink or ratings, stages=stages
+            ) as gateway:
                 opened.append(gateway)
                 yield gateway
 
@@ -121,4 +143,4 @@ async def stand(
             api_key=KEY, base_url=f"{url}/v1", max_retries=0, timeout=10, http_client=http
         )
         await stack.enter_async_context(client)
-        yield Stand(client, providers, events, opened[0], url)
+        yield Stand(client, providers, events, ratings, opened[0], url)
