@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
 from detectors.bank_family import Batch, FamilyGroup, Lead, Readings
 from detectors.bank_packet import PacketView, SumsView
@@ -242,5 +241,8 @@ def _are_models(view: PacketView) -> Bools:
 
 def _share_beyond(shift: Floats) -> Floats:
     """How many answers lie beyond the point now, along each shift (m, p), shape (m,)."""
+    # As in `detectors.bounds`: slow to load.
+    from scipy.special import ndtr
+
     share: Floats = ndtr(np.linalg.norm(shift, axis=1) - ODD_DEVIATIONS)
     return share

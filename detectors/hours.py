@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtrc
 
 from detectors.base import Arrays, Floats, Ints
 from detectors.bounds import clopper_pearson
@@ -129,6 +128,9 @@ def _stratum(time_ms: Ints) -> Ints:
 
 def _differ(count: Ints, total: Ints) -> Bools:
     """Whether strata with enough events differ by more than chance, shape (m,)."""
+    # As in `detectors.bounds`: slow to load.
+    from scipy.special import chdtrc
+
     enough = total >= LEAST_EVENTS
     k, n = np.where(enough, count, 0), np.where(enough, total, 0)
     rate = (k.sum(axis=1) + 0.5) / (n.sum(axis=1) + 1)

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
@@ -41,7 +42,6 @@ from pipeline.references import ReferenceKeeper
 from pipeline.sending import TopicSender
 from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.feedback import FeedbackStore
-from pipeline.sinks.heartbeat import Heartbeat
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.last_resort import LastResort
 from pipeline.sinks.notifier import Notifier, Prove, build_destinations, build_rule
@@ -49,6 +49,9 @@ from pipeline.sinks.outbox import ClickHouseOutbox
 from pipeline.sinks.references import ReferenceStore
 from pipeline.sinks.requests import RequestStore
 from schemas.codec import CodecLimits
+
+if TYPE_CHECKING:
+    from pipeline.sinks.heartbeat import Heartbeat
 
 
 def build_step_config(config: Config, signals_partitions: int) -> StepConfig:
@@ -271,8 +274,12 @@ def build_heartbeat(settings: NotifySettings) -> Heartbeat | None:
     Raises:
         ConfigError: it cannot work as configured.
     """
-    heartbeat = settings.heartbeat
-    return Heartbeat(heartbeat, settings.timeout_s) if heartbeat.url else None
+    if not settings.heartbeat.url:
+        return None
+    # It brings an HTTP client along, which is slow to load.
+    from pipeline.sinks.heartbeat import Heartbeat
+
+    return Heartbeat(settings.heartbeat, settings.timeout_s)
 
 
 class Reader:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli_configured import configured
-from pipeline.config import Config
 from pipeline.sinks.text import json_line
 
 if TYPE_CHECKING:
     from pipeline.canary.judging import Verdict
+    from pipeline.config import Config
 
 
 @click.command()

@@ -6,11 +6,12 @@ import getpass
 import os
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.config import Config
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:

@@ -6,15 +6,18 @@ import datetime as dt
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli_configured import configured
-from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.sinks.deadletters import DeadLetterStore, Letter
 from pipeline.sinks.text import json_line, printable
 from schemas.rejection import Reason
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.sinks.deadletters import Letter
 
 LIMIT_MAX = 10_000
 #: Of people, in UTC.
@@ -141,6 +144,7 @@ def _select(
     config: Config, since: dt.datetime | None, reasons: tuple[str, ...], limit: int
 ) -> list[Letter]:
     from pipeline.sinks.clickhouse import open_store
+    from pipeline.sinks.deadletters import DeadLetterStore
 
     since_ms = 0 if since is None else round(since.replace(tzinfo=dt.UTC).timestamp() * 1000)
     with open_store(config.clickhouse) as store:
@@ -149,6 +153,7 @@ def _select(
 
 def _find(config: Config, name: str) -> Letter:
     from pipeline.sinks.clickhouse import open_store
+    from pipeline.sinks.deadletters import DeadLetterStore
 
     match = _NAME.fullmatch(name)
     if match is None:

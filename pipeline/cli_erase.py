@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.config import Config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
     from pipeline.sinks.erasure import Holdings
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli_configured import configured, name_asker
-from pipeline.config import Config
 from pipeline.sinks.text import json_line
 from schemas.command import NAME_CHARS, TEXT_CHARS, Command, Verb
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 #: Incidents that are looked through; older ones are found by their id.
 LISTED = 1_000

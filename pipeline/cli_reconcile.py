@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli_configured import configured
-from pipeline.config import Config
 from pipeline.sinks.text import json_line
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 #: Of people, in UTC.
 TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])

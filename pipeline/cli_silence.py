@@ -13,13 +13,13 @@ import click
 from msgspec import structs
 
 from pipeline.cli_configured import configured, name_asker
-from pipeline.config import Config
 from pipeline.sinks.text import json_line
 from schemas.monitor import parse_grouping
 from schemas.signal import Family
 from schemas.silence import Silence
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
     from pipeline.sinks.silences import SilenceStore
 
 NAME_CHARS = 200

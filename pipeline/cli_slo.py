@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli_configured import configured
-from pipeline.config import Config
 from pipeline.sinks.text import json_line
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 
 @click.command()

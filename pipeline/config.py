@@ -31,11 +31,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pipeline.errors import ConfigError
 from pipeline.gateway_settings import GatewaySettings
 from pipeline.section import Section
-from schemas.codec import EVENT_KEYS
+from schemas.event import EVENT_KEYS
 from schemas.monitor import DEFAULT_GROUPINGS, Dimension, Grouping, grouping_name, parse_grouping
-from schemas.otlp import WireFormat
 from schemas.sensitive import Kind
 from schemas.signal import Family, Signal
+from schemas.wire import WireFormat
 
 ENV_PREFIX = "KIZASHI_"
 #: Variables with our prefix that are not settings.

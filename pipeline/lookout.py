@@ -14,16 +14,18 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from pipeline.errors import Fenced, KizashiError, RetryableError
 from pipeline.incidents.complaints import Complaint, History, Organ, Reconciled, Standing, Trouble
 from pipeline.incidents.own import open_own
 from pipeline.incidents.silencing import find_silence
 from pipeline.incidents.vitals import Look, Vitals, VitalsConfig
-from pipeline.sinks.heartbeat import Heartbeat
 from pipeline.sinks.last_resort import LastResort
 from schemas.silence import Silence
+
+if TYPE_CHECKING:
+    from pipeline.sinks.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 

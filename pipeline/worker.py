@@ -42,7 +42,6 @@ from pipeline.incidents.book import BookConfig
 from pipeline.ingest import IngestLimits, Ingestor, PartitionWork
 from pipeline.lookout import Lookout, Sources
 from pipeline.metrics import BookCollector, MetricsRoute
-from pipeline.pagerduty_webhook import PagerDutyHook
 from pipeline.preparing import PreparerPool
 from pipeline.process import release_memory
 from pipeline.respond import Responder
@@ -145,6 +144,9 @@ class WorkerState:
         )
         extensions: list[Extension] = [MetricsRoute(books)]
         if (secret := self.config.notify.pagerduty.webhook_secret) is not None:
+            # It brings an HTTP client along, which is slow to load.
+            from pipeline.pagerduty_webhook import PagerDutyHook
+
             publish = self.publisher.publish_commands
             extensions.append(PagerDutyHook(secret.get_secret_value(), publish, time.time))
         extensions += build_doors(self.config, time.time)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from schemas.event import Event, Received
+from schemas.event import EVENT_KEYS, Event, Received
 from schemas.rejection import Reason, Rejected
 
 #: Nested deeper than this, an unknown key's value is not worth keeping.
@@ -28,8 +28,6 @@ MAX_DETAIL = 300
 BLOCK_EVENTS = 512
 
 _FIELDS: tuple[msgspec.structs.FieldInfo, ...] = msgspec.structs.fields(Event)
-#: The keys of an event.
-EVENT_KEYS = frozenset(f.encode_name for f in _FIELDS)
 
 _LABEL_ATTRIBUTES = tuple(
     f.name for f in _FIELDS if f.name not in {"prompt_embedding", "response_embedding"}

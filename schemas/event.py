@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, structs
 
 #: A count of tokens. The bound catches 2^63 and other overflow artefacts, not long contexts.
 TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -92,6 +92,10 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=Fa
     prompt_embedding: Embedding | None = field(name="prompt.embedding", default=None)
     response_embedding: Embedding | None = field(name="response.embedding", default=None)
     embedding_model: Label | None = field(name="embedding.model", default=None)
+
+
+#: The keys of an event.
+EVENT_KEYS = frozenset(each.encode_name for each in structs.fields(Event))
 
 
 class Received(Struct, frozen=True, gc=False):

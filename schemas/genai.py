@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.codec import EVENT_KEYS
+from schemas.event import EVENT_KEYS
 from schemas.span import Attributes, Span, SpanEvent
 
 #: Operations that are no request to a model, though their spans may name one.

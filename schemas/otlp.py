@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Iterable, Iterator
-from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -22,16 +21,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 from schemas.rejection import Reason, Rejected
 from schemas.span import LogRecord, Span, SpanEvent
-
-
-class WireFormat(StrEnum):
-    """What the records of a topic hold."""
-
-    #: One event in JSON: `schemas.event`.
-    EVENTS = "events"
-    OTLP_JSON = "otlp_json"
-    OTLP_PROTO = "otlp_proto"
-
+from schemas.wire import WireFormat
 
 _ERROR = 2
 T = TypeVar("T")

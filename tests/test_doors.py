@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 
 from pipeline.config import InputSettings, TopicSettings
 from pipeline.topics import client_settings
-from schemas.otlp import WireFormat
+from schemas.wire import WireFormat
 from tests.support.events import make_raw
 from tests.support.kafka import consume
 from tests.support.otlp import CHAT, make_span, to_json, to_proto

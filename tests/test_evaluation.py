@@ -17,8 +17,8 @@ from pipeline.core.feedback import FeedbackAdmission, FeedbackConfig, admit_feed
 from pipeline.core.wire import Wire
 from schemas.evaluation import EVENT_NAME
 from schemas.monitor import Dimension
-from schemas.otlp import WireFormat
 from schemas.rejection import Reason
+from schemas.wire import WireFormat
 from tests.support.events import NOW_MS, Json
 from tests.support.feedback import feedback_chunk
 from tests.support.otlp import _pair, _plain, to_pairs

@@ -16,8 +16,8 @@ from pipeline.core.wire import Decoded, Record, Wire, decode_records
 from schemas.codec import DEFAULT_LIMITS, decode_event
 from schemas.event import Event, Received
 from schemas.genai import include_cached
-from schemas.otlp import WireFormat
 from schemas.rejection import Reason, Rejected
+from schemas.wire import WireFormat
 from tests.support.events import NOW_MS, make_chunk
 from tests.support.otlp import CHAT, make_span, to_json, to_proto
 

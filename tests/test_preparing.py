@@ -38,8 +38,8 @@ from pipeline.preparing import PreparerPool
 from pipeline.sinks.arrow import to_table
 from schemas.codec import CodecLimits
 from schemas.monitor import DEFAULT_GROUPINGS
-from schemas.otlp import WireFormat
 from schemas.signal import encode_packet
+from schemas.wire import WireFormat
 from tests.support.events import PRICES, make_chunk, make_raw, make_traffic
 from tests.support.otlp import CHAT, make_span, to_json
 

@@ -43,3 +43,24 @@ assert len(pandas.Series([1, 2])) == 2
 
 def test_arrow_does_not_bring_pandas_and_others_still_can() -> None:
     subprocess.run([sys.executable, "-c", PANDAS], check=True, timeout=120)
+
+
+#: Nobody waits for what he does not use. What is imported says more than a clock on a busy machine.
+SLOW = {"aiohttp", "chdb", "clickhouse_connect", "google", "httpx", "kafka", "numpy", "pyarrow"}
+SLOW |= {"pydantic", "rich", "scipy", "tokenizers"}
+
+
+@pytest.mark.parametrize(
+    ("module", "needed"),
+    [
+        ("pipeline.cli", set()),
+        ("pipeline.config", {"pydantic"}),
+        ("pipeline.app", SLOW - {"chdb", "google", "httpx", "rich", "scipy", "tokenizers"}),
+    ],
+)
+def test_a_start_loads_only_what_is_needed(module: str, needed: set[str]) -> None:
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+    )
+    assert SLOW & set(ended.stdout.split()) == needed

@@ -35,10 +35,10 @@ from schemas.codec import DEFAULT_LIMITS, CodecLimits
 from schemas.evaluation import translate_evaluation
 from schemas.feedback import Feedback, ReceivedFeedback, decode_feedback, name_value
 from schemas.monitor import DIMENSIONS, Dimension, Grouping
-from schemas.otlp import WireFormat, read_logs
 from schemas.rejection import Reason, Rejected
 from schemas.signal import Source
 from schemas.span import LogRecord
+from schemas.wire import WireFormat
 
 #: What feedback without a source comes from.
 DEFAULT_SOURCE = "user"
@@ -166,6 +166,9 @@ def _decode(record: Record, wire: Wire, limits: CodecLimits) -> list[_Result]:
     """What a record holds: of OTLP many log records, by their ids, as they are read back."""
     if wire.format is WireFormat.EVENTS:
         return [(record, decode_feedback(record.value, record.written_ms, limits))]
+    # Protobuf is slow to load: only where a topic holds log records.
+    from schemas.otlp import read_logs
+
     logs = read_logs(record.value, wire.format)
     if isinstance(logs, Rejected):
         return [(record, drop_unless(logs, wire.keep_unread))]

@@ -10,11 +10,11 @@ not quite those; they are rates, and every monitor learns its own.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtri
 
 from detectors.bank_shifts import ODD_DEVIATIONS
 from detectors.fingerprint import FingerprintReference
@@ -27,8 +27,6 @@ Bools = npt.NDArray[np.bool_]
 Floats32 = npt.NDArray[np.float32]
 
 NOVEL_SHARE = 0.05
-#: Of the squared distance, in so many directions.
-NOVEL_ABOVE = float(chdtri(WIDTH - DIRECTIONS, NOVEL_SHARE))
 
 
 class Marks(NamedTuple):
@@ -55,7 +53,16 @@ def mark_answers(
     # A sum of squares that is not finite is beyond all bounds, or compares as False.
     distance = np.einsum("ij,ij->i", *[fingerprints.values[:, DIRECTIONS:]] * 2)
     known = fingerprints.has
-    return Marks(known, off & known, known & (distance > NOVEL_ABOVE))
+    return Marks(known, off & known, known & (distance > _novel_above()))
+
+
+@cache
+def _novel_above() -> float:
+    """Of the squared distance, in so many directions."""
+    # As in `detectors.bounds`: slow to load.
+    from scipy.special import chdtri
+
+    return float(chdtri(WIDTH - DIRECTIONS, NOVEL_SHARE))
 
 
 def _are_off_prompt(reference: FingerprintReference, prompts: Floats32, answers: Floats32) -> Bools:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from msgspec import structs
-from scipy.sparse import coo_array
 
 from pipeline.core.features import Features
 from pipeline.core.histogram import find_classed_buckets, find_measured_buckets
@@ -416,6 +415,9 @@ def _count_buckets(features: Features, name: str, cells: _Cells) -> _Table:
 
 
 def _sum_vectors(vectors: Vectors, cells: _Cells) -> _Sums:
+    # As in `detectors.bounds`: slow to load.
+    from scipy.sparse import coo_array
+
     # A comparison that NaN fails too.
     sound = (np.abs(vectors.values) <= MAX_ENTRY).all(axis=1)
     use = np.flatnonzero(vectors.has & sound)

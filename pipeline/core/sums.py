@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
 
 from pipeline.core.chunk import MapColumn
 
@@ -49,6 +48,9 @@ def count_pairs(row: Ints, item: Ints, rows: int) -> tuple[Offsets, Ints, Ints]:
 def _count_few(
     row: Ints, item: Ints, shape: tuple[int, int], low: int
 ) -> tuple[Offsets, Ints, Ints]:
+    # As in `detectors.bounds`: slow to load.
+    from scipy.sparse import coo_array
+
     # Handed over by rising item, the pairs need only be dealt out to their rows.
     order = np.argsort(item.astype(np.min_scalar_type(shape[1])), kind="stable")
     rows = row[..., order].T.ravel()

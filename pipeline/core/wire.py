@@ -19,9 +19,9 @@ from pipeline.core.chunk import Record
 from schemas.codec import CodecLimits, decode_event, decode_events
 from schemas.event import Received
 from schemas.genai import translate_span
-from schemas.otlp import WireFormat, read_spans
 from schemas.rejection import Reason, Rejected
 from schemas.span import Span
+from schemas.wire import WireFormat
 
 
 class Wire(Struct, frozen=True):
@@ -69,6 +69,9 @@ def decode_records(records: list[Record], wire: Wire, limits: CodecLimits) -> De
 
 def _decode_spans(record: Record, wire: Wire, limits: CodecLimits) -> list[_Result]:
     """The events in order of their ids, then what is refused or skipped."""
+    # Protobuf is slow to load: only where a topic holds spans.
+    from schemas.otlp import read_spans
+
     spans = read_spans(record.value, wire.format)
     if isinstance(spans, Rejected):
         return [(record, drop_unless(spans, wire.keep_unread))]

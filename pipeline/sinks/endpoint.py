@@ -41,7 +41,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import chdb
 import lz4.frame
 from aiohttp import web
 from backports import zstd
@@ -242,10 +241,13 @@ class Engine:
     """The embedded engine behind calls that share nothing; safe to call from many threads.
 
     A handle opens in a fifth of a millisecond. One per call costs less than putting a shared
-    one back as it was, and cannot go wrong.
+    one back as it was, and cannot go wrong. Loading the engine's library takes a quarter of a
+    second, so only what opens an engine does it: most of this module is used without one.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
+        import chdb
+
         self._config = config
         # The engine lives as long as any handle of it does.
         self._anchor = chdb.connect(str(config.path))
@@ -262,6 +264,8 @@ class Engine:
         Raises:
             QueryFailed: the engine's exception, with its code.
         """
+        import chdb
+
         handle = chdb.connect(str(self._config.path))
         try:
             self._prepare(handle, call)
@@ -373,6 +377,8 @@ Ask = Callable[[str], bytes]
 
 
 def _ask(handle: Any, sql: str) -> bytes:
+    import chdb
+
     try:
         answer: bytes = handle.query(sql, "RawBLOB").bytes()
     except chdb.ChdbError as error:

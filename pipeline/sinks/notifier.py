@@ -24,11 +24,7 @@ from pipeline.config import NotifySettings, RouteSettings
 from pipeline.errors import ConfigError, DeliveryDeferred, PermanentError, RetryableError
 from pipeline.incidents.routing import RouteRule, choose_destinations
 from pipeline.sinks import text
-from pipeline.sinks.alertmanager import Alertmanager
 from pipeline.sinks.destination import Destination
-from pipeline.sinks.pagerduty import PagerDuty
-from pipeline.sinks.slack import Slack
-from pipeline.sinks.webhook import Webhook
 from schemas.incident import Action, Incident, Notification, Severity, Status, Told, told_by
 
 log = logging.getLogger(__name__)
@@ -50,6 +46,8 @@ Key = tuple[str, str, int]
 def build_destinations(settings: NotifySettings) -> list[Destination]:
     """Return the destinations that are configured, ready to send.
 
+    Each brings an HTTP client along, which is slow to load: only where it is asked for.
+
     Raises:
         ConfigError: one of them cannot work as configured.
     """
@@ -57,15 +55,22 @@ def build_destinations(settings: NotifySettings) -> list[Destination]:
         raise ConfigError("notify.link: not an http(s) address")
     destinations: list[Destination] = []
     if settings.pagerduty.routing_key:
+        from pipeline.sinks.pagerduty import PagerDuty
+
         destinations.append(PagerDuty(settings.pagerduty, settings.timeout_s, settings.link))
     if settings.webhook.url:
+        from pipeline.sinks.webhook import Webhook
+
         destinations.append(Webhook(settings.webhook, settings.timeout_s))
     if settings.slack.url:
+        from pipeline.sinks.slack import Slack
+
         destinations.append(Slack(settings.slack, settings.timeout_s, settings.link))
     if settings.alertmanager.url:
+        from pipeline.sinks.alertmanager import Alertmanager
+
         destinations.append(Alertmanager(settings.alertmanager, settings.timeout_s, settings.link))
     if settings.grafana.url or settings.grafana.token:
-        # Its library brings half of `requests` along: only where it is asked for.
         from pipeline.sinks.grafana import GrafanaAnnotations
 
         destinations.append(GrafanaAnnotations(settings.grafana, settings.timeout_s, settings.link))
