@@ -159,8 +159,8 @@ class Scene:
 
 
 @pytest.fixture
-def store(embedded_path: Path, database: str) -> Iterator[Store]:
-    store = Store(ClickHouseSettings(path=embedded_path, database=database))
+def store(embedded_path: Path, empty_database: str) -> Iterator[Store]:
+    store = Store(ClickHouseSettings(path=embedded_path, database=empty_database))
     store.migrate()
     yield store
     store.close()
@@ -316,7 +316,7 @@ def commit(settings: KafkaSettings, **offsets: int) -> None:
 
 @pytest.mark.kafka
 def test_kafka_says_who_is_late_and_where_it_is_quiet(
-    kafka_settings: KafkaSettings, embedded_path: Path, database: str
+    kafka_settings: KafkaSettings, embedded_path: Path, empty_database: str
 ) -> None:
     create_topics(kafka_settings)
     now_ms = round(time.time() * 1000)
@@ -333,7 +333,8 @@ def test_kafka_says_who_is_late_and_where_it_is_quiet(
     commit(kafka_settings, p0=1, p1=2)
     assert read() == [(0, 2, True, False), (1, 0, False, True), (2, 0, False, True)]
     config = Config(
-        kafka=kafka_settings, clickhouse=ClickHouseSettings(path=embedded_path, database=database)
+        kafka=kafka_settings,
+        clickhouse=ClickHouseSettings(path=embedded_path, database=empty_database),
     )
     (found,) = [f for f in examine(config) if f.check.startswith("group ")]
     assert not found.well

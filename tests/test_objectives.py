@@ -98,8 +98,10 @@ def test_the_workbooks_shares_of_the_budget(target: float, share: float) -> None
 
 
 @pytest.fixture
-def store(embedded_path: Path, database: str) -> Iterator[Store]:
-    settings = ClickHouseSettings(path=embedded_path, database=database, rollups_ttl_days=10_000)
+def store(embedded_path: Path, empty_database: str) -> Iterator[Store]:
+    settings = ClickHouseSettings(
+        path=embedded_path, database=empty_database, rollups_ttl_days=10_000
+    )
     made = Store(settings)
     made.migrate()
     yield made
@@ -188,11 +190,11 @@ def test_a_standing_is_stored_once_a_minute(store: Store) -> None:
 
 
 def test_slo_at_the_terminal(
-    store: Store, tmp_path: Path, embedded_path: Path, database: str
+    store: Store, tmp_path: Path, embedded_path: Path, empty_database: str
 ) -> None:
     file = tmp_path / "kizashi.toml"
     file.write_text(
-        f'[clickhouse]\npath = "{embedded_path}"\ndatabase = "{database}"\n'
+        f'[clickhouse]\npath = "{embedded_path}"\ndatabase = "{empty_database}"\n'
         '[[objectives]]\nname = "checkout"\ngrouping = "route"\nvalues = ["checkout"]\n'
         "target = 0.995\nlatency_s = 2\n"
     )

@@ -52,8 +52,8 @@ def events() -> list[bytes]:
 
 
 @pytest.fixture
-def config(embedded_path: Path, database: str) -> Config:
-    return Config(clickhouse=ClickHouseSettings(path=embedded_path, database=database))
+def config(embedded_path: Path, empty_database: str) -> Config:
+    return Config(clickhouse=ClickHouseSettings(path=embedded_path, database=empty_database))
 
 
 @pytest.fixture

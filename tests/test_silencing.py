@@ -285,8 +285,8 @@ def test_stored_and_configured_silences_hold_together() -> None:
 
 
 @pytest.fixture
-def store(embedded_path: Path, database: str) -> Iterator[Store]:
-    made = Store(ClickHouseSettings(path=embedded_path, database=database))
+def store(embedded_path: Path, empty_database: str) -> Iterator[Store]:
+    made = Store(ClickHouseSettings(path=embedded_path, database=empty_database))
     made.migrate()
     yield made
     made.close()
@@ -305,10 +305,10 @@ def test_a_silence_stands_as_it_was_last_saved(store: Store) -> None:
 
 
 def test_silencing_by_hand(
-    tmp_path: Path, store: Store, embedded_path: Path, database: str
+    tmp_path: Path, store: Store, embedded_path: Path, empty_database: str
 ) -> None:
     file = tmp_path / "kizashi.toml"
-    file.write_text(f'[clickhouse]\npath = "{embedded_path}"\ndatabase = "{database}"\n')
+    file.write_text(f'[clickhouse]\npath = "{embedded_path}"\ndatabase = "{empty_database}"\n')
 
     def run(*words: str) -> tuple[int, str]:
         result = CliRunner().invoke(cli, ["--config", str(file), "silence", *words])

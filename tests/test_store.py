@@ -38,7 +38,7 @@ from schemas.incident import Action, Notification, Severity, Status, told_by
 from schemas.monitor import DEFAULT_GROUPINGS, DIMENSIONS, OTHER, Dimension, Monitor
 from schemas.rejection import Reason
 from schemas.signal import Family, Signal, Source
-from tests.support.clickhouse import ClickHouseServer
+from tests.support.clickhouse import ClickHouseServer, few_attempts
 from tests.support.events import (
     NOW_MS,
     PRICES,
@@ -85,9 +85,11 @@ def fresh(embedded_path: Path, database: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def migrated(fresh: Store) -> Store:
-    fresh.migrate()
-    return fresh
+def migrated(embedded_path: Path, empty_database: str) -> Iterator[Store]:
+    store = Store(settings_of(embedded_path, empty_database))
+    store.use_database()
+    yield store
+    store.close()
 
 
 @pytest.fixture
@@ -575,10 +577,10 @@ def test_a_quantile_of_nothing_is_null(shared: Store) -> None:
 
 
 @pytest.fixture
-def strict(migrated: Store) -> Store:
+def strict(migrated: Store) -> Iterator[Store]:
     """A store that will not have attempts above 5."""
-    migrated.rows("ALTER TABLE requests ADD CONSTRAINT few CHECK ifNull(attempts, 0) <= 5")
-    return migrated
+    with few_attempts(migrated):
+        yield migrated
 
 
 def chunk_with_bad(bad: set[int], size: int = 13) -> Chunk:
@@ -721,11 +723,12 @@ def test_errors_are_of_two_kinds(
         call(shared)
 
 
-def test_a_missing_table_is_for_an_operator_to_mend_and_costs_no_rows(migrated: Store) -> None:
+def test_a_missing_table_is_for_an_operator_to_mend_and_costs_no_rows(fresh: Store) -> None:
     effects = effects_of(make_chunk([make_raw("a")]))
-    migrated.rows("DROP TABLE requests")
+    fresh.migrate()
+    fresh.rows("DROP TABLE requests")
     with pytest.raises(SinkUnavailable):
-        RequestStore(migrated).find_unstorable(effects)
+        RequestStore(fresh).find_unstorable(effects)
 
 
 def test_nobody_listens() -> None:

@@ -25,6 +25,8 @@ import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from pipeline.config import ClickHouseSettings
+from pipeline.sinks.clickhouse import Store
 from pipeline.sinks.endpoint import Endpoint, EndpointConfig
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "clickhouse_server",
     "database",
     "embedded_path",
+    "empty_database",
+    "kept_store",
     "serving",
 ]
 
@@ -198,6 +202,34 @@ def embedded_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("clickhouse-embedded")
     with clickhouse_connect.get_client(interface="chdb", path=str(path)):
         yield path
+
+
+@pytest.fixture(scope="session")
+def kept_store(embedded_path: Path) -> Iterator[Store]:
+    """A store with the schema; what is written stays, whatever time it says it is of."""
+    tables = ("requests", "rollups", "texts", "samples")
+    days: dict[str, Any] = {f"{table}_ttl_days": 10_000 for table in tables}
+    store = Store(ClickHouseSettings(path=embedded_path, database="kept", **days))
+    store.migrate()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def empty_database(kept_store: Store) -> str:
+    """The name of a database with the schema and no row: a tenth of the time of a new one."""
+    kept_store.empty()
+    return "kept"
+
+
+@contextmanager
+def few_attempts(store: Store) -> Iterator[None]:
+    """Have ClickHouse refuse requests of more than five attempts."""
+    store.rows("ALTER TABLE requests ADD CONSTRAINT few CHECK ifNull(attempts, 0) <= 5")
+    try:
+        yield
+    finally:
+        store.rows("ALTER TABLE requests DROP CONSTRAINT few")
 
 
 @pytest.fixture
