@@ -44,7 +44,6 @@ WATCH_S = 30.0
 REFERENCES_S = 10.0
 OBJECTIVES_S = 60.0
 RECONCILE_S = 3_600.0
-LOOK_S = 30.0
 RELEASE_S = 10.0
 
 
@@ -204,7 +203,7 @@ def build_app(app: faust.App, state: WorkerState) -> faust.App:
     app.timer(REFERENCES_S)(state.keep_references)
     app.timer(OBJECTIVES_S)(state.measure_objectives)
     app.timer(RECONCILE_S)(state.reconcile)
-    app.timer(LOOK_S)(state.look_out)
+    app.timer(state.config.watch.every_s)(state.look_out)
     app.timer(RELEASE_S)(state.release_memory)
     app.on_before_shutdown.connect(stop_notifying)
     return app

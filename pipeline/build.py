@@ -20,6 +20,7 @@ from pipeline.config import (
     Config,
     EvaluationSettings,
     ExtraSettings,
+    FeedbackSettings,
     NotifySettings,
     PrivacySettings,
     WatchSettings,
@@ -35,7 +36,8 @@ from pipeline.core.wire import Wire
 from pipeline.embedding import build_embedding
 from pipeline.errors import ConfigError
 from pipeline.event_door import Door
-from pipeline.incidents.vitals import VitalsConfig
+from pipeline.feedback import BEHIND_S
+from pipeline.incidents.vitals import STILL_MS, VitalsConfig
 from pipeline.prices import configured_table
 from pipeline.receiving import Judge, build_limits, judge_event, judge_feedback
 from pipeline.references import ReferenceKeeper
@@ -252,11 +254,13 @@ def build_notifier(
     )
 
 
-def build_vitals_config(watch: WatchSettings) -> VitalsConfig:
+def build_vitals_config(watch: WatchSettings, feedback: FeedbackSettings) -> VitalsConfig:
     """When Kizashi has an incident of its own."""
+    waits_ms = round(max(feedback.join_wait_s, BEHIND_S) * 1000)
     return VitalsConfig(
         behind_ms=round(watch.behind_s * 1000),
         behind_for_ms=round(watch.behind_for_s * 1000),
+        feedback_still_ms=STILL_MS + waits_ms,
         silent_ms=round(watch.silent_s * 1000),
         silent_events=watch.silent_events,
     )

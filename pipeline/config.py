@@ -628,6 +628,8 @@ class CanarySettings(Section):
 class WatchSettings(Section):
     """When Kizashi has an incident of its own: the family `pipeline`."""
 
+    #: How often is looked.
+    every_s: Annotated[float, Field(ge=1, le=60)] = 30.0
     #: A record that was written longer ago than this should have been read.
     behind_s: Annotated[float, Field(ge=30, le=86_400)] = 300.0
     #: Late records page when nothing moves, or when for so long they have not got fewer.

@@ -32,7 +32,7 @@ _POLL_S = 0.25
 def read_standings(
     settings: KafkaSettings, late_ms: int, quiet_ms: int, timeout_s: float = 10.0
 ) -> tuple[Standing, ...]:
-    """Return how every partition of the input topics stands, in order. Blocks.
+    """Return how every partition of the topics of events and feedback stands, in order. Blocks.
 
     `late_ms` and `quiet_ms` are times, in milliseconds: a partition is late when an unread
     record was written before the one, and quiet when none was written since the other. Times
@@ -43,7 +43,7 @@ def read_standings(
         SinkUnavailable: the broker does not answer.
     """
     with connect_admin(settings, timeout_s) as admin, mapped_errors(settings):
-        topics = admin.describe_topics(list(settings.input_topics))
+        topics = admin.describe_topics([*settings.input_topics, *settings.feedback_topics])
         places = [
             TopicPartition(topic["name"], partition["partition_index"])
             for topic in topics
@@ -58,7 +58,9 @@ def read_standings(
             for at in (_EARLIEST, _LATEST, late_ms, quiet_ms)
         )
     return tuple(
-        _judge(place, committed, begin[place].offset, end[place].offset, late, recent)
+        _judge(place, committed, begin[place].offset, end[place].offset, late, recent)._replace(
+            feedback=place.topic in settings.feedback_topics
+        )
         for place in sorted(places)
     )
 

@@ -219,7 +219,7 @@ class WorkerState:
             silences.last_known,
         )
         return Lookout(
-            build_vitals_config(config.watch),
+            build_vitals_config(config.watch, config.feedback),
             sources,
             self.responding,
             self.executor,

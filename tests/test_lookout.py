@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from pipeline.config import (
     KafkaSettings,
     NotifySettings,
     PagerDutySettings,
+    TopicSettings,
 )
 from pipeline.doctor import examine
 from pipeline.errors import ConfigError, Fenced, SinkUnavailable
@@ -44,7 +45,9 @@ from pipeline.topics import client_settings, connect_admin, create_topics
 from pipeline.transport import Committed
 from schemas.incident import Incident
 from schemas.silence import Silence
+from tests.support.events import make_raw
 from tests.support.pagerduty import ROUTING_KEY, FakePagerDuty
+from tests.support.workers import Stack
 
 CONFIG = VitalsConfig()
 LOOK_MS = 30_000
@@ -295,13 +298,11 @@ def test_a_heartbeat_that_cannot_work_stops_the_start(url: str) -> None:
 # --- What Kafka says -----------------------------------------------------------------------------
 
 
-def write(settings: KafkaSettings, partition: int, *written_ms: int) -> None:
+def write(settings: KafkaSettings, topic: str, partition: int, records: dict[int, bytes]) -> None:
+    """Write records, by the times at which they are said to be written."""
     producer = KafkaProducer(**client_settings(settings))
-    for time_ms in written_ms:
-        sent = producer.send(
-            settings.events_topic, b"{}", partition=partition, timestamp_ms=time_ms
-        )
-        sent.get(timeout=10)
+    for time_ms, value in records.items():
+        producer.send(topic, value, partition=partition, timestamp_ms=time_ms).get(timeout=10)
     producer.close()
 
 
@@ -321,15 +322,17 @@ def test_kafka_says_who_is_late_and_where_it_is_quiet(
     create_topics(kafka_settings)
     now_ms = round(time.time() * 1000)
     minutes = [now_ms - ago * 60_000 for ago in range(30)]
-    write(kafka_settings, 0, minutes[20], minutes[15], minutes[1])
-    write(kafka_settings, 1, minutes[20], minutes[15])
+    events, feedback = kafka_settings.events_topic, kafka_settings.feedback_topic
+    write(kafka_settings, events, 0, {minutes[ago]: b"{}" for ago in (20, 15, 1)})
+    write(kafka_settings, events, 1, {minutes[ago]: b"{}" for ago in (20, 15)})
 
-    def read() -> list[tuple[int, int, bool, bool]]:
+    def read(topic: str = events) -> list[tuple[int, int, bool, bool]]:
         found = read_standings(kafka_settings, minutes[5], minutes[10])
-        assert {s.topic for s in found} == {kafka_settings.events_topic}
-        return [(s.partition, s.lag, s.late, s.quiet) for s in found]
+        assert {(s.topic, s.feedback) for s in found} == {(events, False), (feedback, True)}
+        return [(s.partition, s.lag, s.late, s.quiet) for s in found if s.topic == topic]
 
     assert read() == [(0, 3, True, False), (1, 2, True, True), (2, 0, False, True)]
+    assert read(feedback) == [(partition, 0, False, True) for partition in range(3)]
     commit(kafka_settings, p0=1, p1=2)
     assert read() == [(0, 2, True, False), (1, 0, False, True), (2, 0, False, True)]
     config = Config(
@@ -338,13 +341,53 @@ def test_kafka_says_who_is_late_and_where_it_is_quiet(
     )
     (found,) = [f for f in examine(config) if f.check.startswith("group ")]
     assert not found.well
-    assert found.detail.startswith("2 records behind, in 1 of 3 partitions")
+    assert found.detail.startswith("2 records behind, in 1 of 6 partitions")
     assert f"{kafka_settings.events_topic}/0" in found.detail
     # What is left was written a moment ago: it waits, and is not late.
     commit(kafka_settings, p0=2)
     assert read() == [(0, 1, False, False), (1, 0, False, True), (2, 0, False, True)]
     (found,) = [f for f in examine(config) if f.check.startswith("group ")]
     assert found.well
+    write(kafka_settings, feedback, 2, {minutes[20]: b"{}", minutes[1]: b"{}"})
+    assert read(feedback)[2] == (2, 2, True, False)
+    (found,) = [f for f in examine(config) if f.check.startswith("group ")]
+    assert f"{feedback}/2" in found.detail
+
+
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.kafka
+def test_a_worker_tells_that_its_input_has_stopped(
+    start_stack: Callable[..., Stack], pagerduty: FakePagerDuty
+) -> None:
+    """A day of an event every six hours, and of the next nobody hears."""
+    stack = start_stack(TopicSettings(partitions=1, signals_partitions=1))
+    stack.extra |= {
+        "KIZASHI_WATCH__EVERY_S": "1",
+        "KIZASHI_WATCH__SILENT_S": str(6 * 3_600),
+        "KIZASHI_WATCH__SILENT_EVENTS": "1",
+        "KIZASHI_ENCODER__KIND": "none",
+        "KIZASHI_NOTIFY__PAGERDUTY__ROUTING_KEY": ROUTING_KEY,
+        "KIZASHI_NOTIFY__PAGERDUTY__URL": pagerduty.url,
+    }
+    last_ms = round(time.time() * 1000) - 7 * HOUR_MS
+    times_ms = [last_ms - ago * HOUR_MS for ago in (24, 18, 12, 6, 0)]
+    records = {at: make_raw(f"e-{at}", time_ms=at) for at in times_ms}
+    write(stack.kafka, stack.kafka.events_topic, 0, records)
+    worker = stack.worker()
+    stack.wait(lambda: bool(pagerduty.accepted), 60, "a page")
+    assert worker.stop() == 0
+    (page,) = pagerduty.accepted
+    told = page["payload"]
+    assert (told["class"], told["source"]) == ("pipeline", "kizashi=arrivals")
+    assert f"nothing on {stack.kafka.events_topic} since" in told["summary"]
+    assert stack.store.rows("SELECT count() FROM requests") == [(len(times_ms),)]
+    rows = stack.store.rows(
+        "SELECT family, status, cause['kizashi'], toUnixTimestamp64Milli(changed_at)"
+        " FROM incidents FINAL"
+    )
+    assert rows == [("pipeline", "open", "arrivals", last_ms)]
 
 
 def test_a_history_is_what_the_books_say(store: Store) -> None:

@@ -32,12 +32,11 @@ STEADY = History(START_MS - 700_000, (4_311, 4_020), None)
 
 def standing(
     position: int = 100, end: int = 100, partition: int = 0, *, late: bool | None = None,
-    quiet: bool = False, topic: str = "events",
+    quiet: bool = False, topic: str = "events", feedback: bool = False,
 ) -> Standing:  # fmt: skip
     """By default late exactly when something waits."""
-    return Standing(
-        topic, partition, position, end, end > position if late is None else late, quiet
-    )
+    is_late = end > position if late is None else late
+    return Standing(topic, partition, position, end, is_late, quiet, feedback)
 
 
 class Watch:
@@ -210,7 +209,7 @@ def test_a_steady_stream_that_stops_is_told_until_events_arrive(watch: Watch) ->
         watch.look(standing(quiet=True), histories={"events": STEADY})
     assert watch.actions == [(Action.TRIGGER, Severity.ERROR)]
     assert "nothing on events since" in watch.last.summary
-    assert "4,311 and 4,020 events in 10 min" in watch.last.summary
+    assert "4,311 and 4,020 records in 10 min" in watch.last.summary
     assert watch.last.change_time_ms == STEADY.last_ms
     # Its usual time is over, and it is not back for that.
     over = structs.replace(STEADY, weekly=(4_000, 0))
@@ -255,7 +254,67 @@ def test_a_topic_that_is_silent_beside_one_that_is_not(watch: Watch) -> None:
             histories={"spans": STEADY},
         )
     assert "nothing on spans" in watch.last.summary
-    assert "events since" not in watch.last.summary.replace("No events arrive", "")
+    assert "on events" not in watch.last.summary
+
+
+def test_events_that_nobody_reads_are_told_though_feedback_is_read(watch: Watch) -> None:
+    for i in range(12):
+        opinions = standing(100 * i, 100 * i + 40, topic="opinions", feedback=True)
+        watch.look(standing(100, 150), opinions)
+    assert watch.actions == [(Action.TRIGGER, Severity.CRITICAL)]
+    assert "50 records wait on 1 of 1 partitions of events (0)" in watch.last.summary
+
+
+def test_feedback_that_nobody_reads_is_told_though_events_are_read(watch: Watch) -> None:
+    for i in range(12):
+        opinions = standing(100, 150, topic="opinions", feedback=True)
+        watch.look(standing(100 * i, 100 * i + 40, late=False), opinions)
+    assert watch.actions == [(Action.TRIGGER, Severity.CRITICAL)]
+    assert "50 records wait on 1 of 1 partitions of opinions (0)" in watch.last.summary
+    assert watch.last.opened_ms - START_MS == CONFIG.feedback_still_ms
+    for i in range(6):
+        opinions = standing(160 + i, 160 + i, topic="opinions", feedback=True)
+        watch.look(standing(2_000, 2_000), opinions)
+    assert watch.actions[1:] == [(Action.RESOLVE, Severity.CRITICAL)]
+
+
+def test_feedback_that_does_not_get_fewer_is_told(watch: Watch) -> None:
+    for i in range(20):
+        opinions = standing(i, i + 4_000, topic="opinions", feedback=True)
+        watch.look(standing(), opinions)
+    assert watch.actions == [(Action.TRIGGER, Severity.ERROR)]
+    assert "4,000 records wait on 1 of 1 partitions of opinions (0)" in watch.last.summary
+
+
+def test_feedback_that_waits_for_its_events_pages_nobody(watch: Watch) -> None:
+    """A long absence is caught up on: events first, and feedback behind them."""
+    for i in range(30):
+        opinions = standing(i // 4, 4_000, topic="opinions", feedback=True)
+        watch.look(standing(1_000_000 - int(1_000_000 * 0.9**i), 1_000_000), opinions)
+    for i in range(30):
+        left = int(3_000 * 0.9**i)
+        watch.look(standing(), standing(4_000 - left, 4_000, topic="opinions", feedback=True))
+    assert not watch.told
+
+
+def test_a_stream_that_is_back_is_no_longer_missed_beside_one_that_is_always_quiet(
+    watch: Watch,
+) -> None:
+    opinions = standing(0, 0, quiet=True, topic="opinions", feedback=True)
+    for _ in range(4):
+        watch.look(standing(quiet=True), opinions, histories={"events": STEADY})
+    assert watch.actions == [(Action.TRIGGER, Severity.ERROR)]
+    for i in range(6):
+        watch.look(standing(101 + i, 101 + i), opinions)
+    assert watch.actions[1:] == [(Action.RESOLVE, Severity.ERROR)]
+
+
+def test_steady_feedback_that_stops_is_told(watch: Watch) -> None:
+    for i in range(4):
+        opinions = standing(quiet=True, topic="opinions", feedback=True)
+        watch.look(standing(100 + i, 100 + i), opinions, histories={"opinions": STEADY})
+    assert watch.actions == [(Action.TRIGGER, Severity.ERROR)]
+    assert "nothing on opinions since" in watch.last.summary
 
 
 def test_books_that_do_not_balance_are_told_until_they_do(watch: Watch) -> None:

@@ -17,9 +17,9 @@ _NAMED = 8
 class Organ(StrEnum):
     """What can be ill; one incident each."""
 
-    #: Events are read and stored.
+    #: Events and feedback are read and stored.
     READING = "reading"
-    #: Events arrive.
+    #: Events and feedback arrive.
     ARRIVALS = "arrivals"
     #: What was counted is what is stored.
     BOOKS = "books"
@@ -43,7 +43,7 @@ ORGAN_OF = {
 
 
 class Standing(NamedTuple):
-    """How one partition of an input topic stands, by Kafka's own word."""
+    """How one partition of a topic of events or feedback stands, by Kafka's own word."""
 
     topic: str
     partition: int
@@ -54,6 +54,8 @@ class Standing(NamedTuple):
     late: bool
     #: None was written in the last `silent_ms`.
     quiet: bool
+    #: It holds feedback, which is read in lanes of its own.
+    feedback: bool = False
 
     @property
     def lag(self) -> int:
@@ -129,7 +131,7 @@ def describe_blind(
         now_ms,
         f"Kizashi is blind: {_lag(stuck)} wait on {_places(stuck, standings)}, the oldest for more"
         f" than {_span(behind_ms)}, and nothing has been read there since {_clock(since_ms)}"
-        " at the latest. What changes in that traffic, nobody is told.",
+        " at the latest. What changes there, nobody is told.",
         "Run `kizashi doctor`; look into the workers' logs for what they try again; another"
         " `kizashi worker` takes over what hangs.",
     )
@@ -176,9 +178,9 @@ def describe_silent(now_ms: int, missing: Mapping[str, History], silent_ms: int)
         "/".join(f"{topic}:{history.last_ms}" for topic, history in missing.items()),
         min(history.last_ms for history in missing.values()),
         now_ms,
-        f"No events arrive: {'; '.join(told)}.",
-        "Ask whether the gateway serves at all; if it does, look at its producer. If the silence"
-        " is meant: `kizashi silence add --family pipeline --for 12h --why …`.",
+        f"What always arrived has stopped: {'; '.join(told)}.",
+        "Ask whether the gateway serves at all; if it does, look at what produces to the topic. If"
+        " the silence is meant: `kizashi silence add --family pipeline --for 12h --why …`.",
     )
 
 
@@ -189,7 +191,7 @@ def _tell_silence(topic: str, history: History, silent_ms: int) -> str:
         if history.weekly
         else f"before, there were at least {history.least or 0:,}"
     )
-    return f"nothing on {topic} since {_clock(history.last_ms)}; {usual} events in {span}"
+    return f"nothing on {topic} since {_clock(history.last_ms)}; {usual} records in {span}"
 
 
 def describe_unbalanced(now_ms: int, last: Reconciled) -> Complaint:

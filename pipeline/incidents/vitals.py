@@ -8,7 +8,8 @@ what it has not seen yet.
 Blind: records wait that were written more than `behind_ms` ago, and none of their partitions
 moves. Behind: some do, but for `behind_for_ms` what waits has not got fewer. Neither can come of
 a restart or a rebalance, which take seconds, nor of a stream that is quiet: where nothing is
-written nothing waits.
+written nothing waits. Feedback has lanes of its own, so that it moves says nothing of events. But
+it waits for them: it is looked at while none of them is late, and may stand still for longer.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from pipeline.incidents.complaints import (
     describe_unbalanced,
 )
 
+#: A chunk takes seconds, and a rebalance a session time-out.
+STILL_MS = 90_000
 #: What is behind gets fewer only if by this share at least.
 FEWER = 0.9
 _ORDER = tuple(Trouble)
@@ -44,8 +47,10 @@ class VitalsConfig(Struct, frozen=True):
     behind_ms: int = 300_000
     #: For so long they must not have got fewer.
     behind_for_ms: int = 300_000
-    #: A partition of late records that has not moved for so long stands still.
-    still_ms: int = 90_000
+    #: A partition of late events that has not moved for so long stands still.
+    still_ms: int = STILL_MS
+    #: The same of feedback, a chunk of which may wait for its requests first.
+    feedback_still_ms: int = 210_000
     #: A stream that was steady may be silent for so long.
     silent_ms: int = 600_000
     #: Steady is a stream that had so many events in every span of `silent_ms`. By chance (Poisson)
@@ -100,7 +105,10 @@ class Vitals:
         #: Since when an organ has been found well, without a break.
         self._well_ms: dict[Organ, int] = {}
         self._unanswered_ms: int | None = None
-        self._backlog: _Backlog | None = None
+        #: Of events, and of feedback.
+        self._backlogs: dict[bool, _Backlog] = {}
+        #: Topics whose silence was told, and has not ended.
+        self._missed: frozenset[str] = frozenset()
         self._well: frozenset[Organ] = frozenset()
 
     @property
@@ -174,30 +182,40 @@ class Vitals:
         if standings is None:
             return self._find_unanswered(now_ms), False
         self._unanswered_ms = None
+        found, is_well = self._find_late_of(now_ms, standings, feedback=False)
+        if is_well:
+            return self._find_late_of(now_ms, standings, feedback=True)
+        self._backlogs.pop(True, None)
+        return found, False
+
+    def _find_late_of(
+        self, now_ms: int, every: Sequence[Standing], *, feedback: bool
+    ) -> tuple[Complaint | None, bool]:
+        standings = [s for s in every if s.feedback is feedback]
         late = [s for s in standings if s.late]
         if not late:
-            self._backlog = None
+            self._backlogs.pop(feedback, None)
             return None, True
         config = self._config
-        slow_ms = self._find_slow(now_ms, sum(s.lag for s in standings))
+        slow_ms = self._find_slow(now_ms, feedback, sum(s.lag for s in standings))
         moved_ms = [self._places[s.topic, s.partition].moved_ms for s in late]
         # Where some of the late ones move, the others may wait their turn: the oldest is first.
-        if now_ms - max(moved_ms) >= config.still_ms:
+        still_ms = config.feedback_still_ms if feedback else config.still_ms
+        if now_ms - max(moved_ms) >= still_ms:
             since_ms = min(moved_ms)
             return describe_blind(now_ms, since_ms, late, standings, config.behind_ms), False
         if slow_ms is not None:
             return describe_behind(now_ms, slow_ms, late, standings, config.behind_ms), False
         return None, False
 
-    def _find_slow(self, now_ms: int, lag: int) -> int | None:
+    def _find_slow(self, now_ms: int, feedback: bool, lag: int) -> int | None:
         """Return since when there are late records, if what waits has not got fewer for long."""
-        backlog = self._backlog or _Backlog(now_ms, now_ms, lag)
-        self._backlog = backlog
+        backlog = self._backlogs.setdefault(feedback, _Backlog(now_ms, now_ms, lag))
         if now_ms - backlog.counted_ms < self._config.behind_for_ms:
             return None
         if lag >= FEWER * backlog.lag:
             return backlog.late_ms
-        self._backlog = backlog._replace(counted_ms=now_ms, lag=lag)
+        self._backlogs[feedback] = backlog._replace(counted_ms=now_ms, lag=lag)
         return None
 
     def _find_unanswered(self, now_ms: int) -> Complaint | None:
@@ -212,6 +230,8 @@ class Vitals:
     ) -> tuple[Complaint | None, bool]:
         if look.standings is None:
             return None, False
+        if not self._missed.intersection(silent):
+            self._missed = frozenset()
         if not silent:
             return None, True
         if look.histories is None:
@@ -224,7 +244,8 @@ class Vitals:
         }
         if not missing:
             # Quiet as ever; one that was missed is not back because its usual time is over.
-            return None, Organ.ARRIVALS not in self._standing
+            return None, not self._missed
+        self._missed |= missing.keys()
         return describe_silent(now_ms, missing, config.silent_ms), False
 
 
