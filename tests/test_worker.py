@@ -183,10 +183,10 @@ def test_clickhouse_away_under_load_loses_nothing(
     stack: Stack, clickhouse_server: ClickHouseServer
 ) -> None:
     """Away for 30 s: the worker holds what it may, stops reading, and goes on afterwards."""
-    stack.extra = {"KIZASHI_INGEST__HELD_BYTES": str(4 * 1024 * 1024)}
+    stack.extra = {"KIZASHI_INGEST__HELD_BYTES": str(2 * 1024 * 1024)}
     worker = stack.worker()
     now_s = time.time()
-    count = 60_000
+    count = 30_000
     produce(stack.kafka, (event(i, now_s) for i in range(count // 3)))
     stack.wait(lambda: stack.count("SELECT count() FROM requests") > 0, 60, "the first events")
     before_mb = worker.rss_mb
