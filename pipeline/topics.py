@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ _DEFAULT_PORT = 9092
 _MESSAGE_BYTES_DEFAULT = MIB + 12
 _CONNECT_TIMEOUT_S = 10.0
 _PROBE_TIMEOUT_S = 2.0
-_METADATA_TIMEOUT_S = 10.0
+_METADATA_TIMEOUT_S = 30.0
 _POLL_S = 0.05
 #: What a broker that is too old for topic ids (KIP-516) answers.
 _NO_TOPIC_ID = uuid.UUID(int=0)
@@ -479,14 +479,25 @@ def _was_created(topic: Mapping[str, Any]) -> bool:
 
 def _await_metadata(admin: KafkaAdminClient, ids: Mapping[str, str]) -> None:
     """Wait until the brokers know the new topics, and not only their namesakes before them."""
+    is_new = {name: lambda t, new=new: _topic_id(t) == new for name, new in ids.items()}
+    _await_topics(admin, is_new)
+
+
+def _await_topics(
+    admin: KafkaAdminClient, wanted: Mapping[str, Callable[[Mapping[str, Any]], bool]]
+) -> None:
+    """Wait until each topic is as it should be by what a broker says of it: the controller knows
+    it first.
+    """
     deadline_s = time.monotonic() + _METADATA_TIMEOUT_S
-    while ids:
-        admin.wait_for_topics(list(ids))
-        found = {t["name"]: _topic_id(t) for t in admin.describe_topics(list(ids)) if _exists(t)}
-        if found == ids:
+    while wanted:
+        admin.wait_for_topics(list(wanted))
+        found = {t["name"]: t for t in admin.describe_topics(list(wanted)) if _exists(t)}
+        missing = [n for n, is_so in wanted.items() if n not in found or not is_so(found[n])]
+        if not missing:
             return
         if time.monotonic() > deadline_s:
-            raise kafka_errors.KafkaTimeoutError(f"topics not visible: {', '.join(ids)}")
+            raise kafka_errors.KafkaTimeoutError(f"not visible yet: {', '.join(missing)}")
         time.sleep(_POLL_S)
 
 
@@ -522,7 +533,8 @@ def _add_partitions(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> tupl
     counts = {plan.name: plan.partitions for plan in plans}
     if counts:
         admin.create_partitions(counts)
-        admin.wait_for_topics(list(counts))
+        has_grown = {n: lambda t, m=m: len(t["partitions"]) >= m for n, m in counts.items()}
+        _await_topics(admin, has_grown)
     return tuple(counts)
 
 
