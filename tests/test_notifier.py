@@ -198,7 +198,7 @@ async def test_half_a_minute_of_500_costs_one_trigger_and_one_resolve(
 async def test_a_timeout_after_accepting_ends_with_one_alert(pagerduty: FakePagerDuty) -> None:
     pagerduty.hang(times=1, accept=True)
     pagerduty.drop(times=1, accept=True)
-    async with running(pager(pagerduty, timeout_s=0.1)) as notifier:
+    async with running(pager(pagerduty, timeout_s=1.0)) as notifier:
         await notifier.notify(make_incident(), Action.TRIGGER)
         assert await notifier.drain(PATIENCE_S)
     assert [e["dedup_key"] for e in pagerduty.accepted] == ["kizashi/inc-1"] * 3

@@ -99,13 +99,13 @@ def test_a_topic_that_is_created_anew_under_a_worker_is_stored_in_full(stack: St
     counted = "SELECT sum(requests) FROM rollup_1m WHERE grouping = 'route'"
     for line in lines:
         produce(stack.kafka, [line])
-    stack.wait(lambda: stack.count(counted) == len(lines), 60, "the first topic's events")
+    stack.wait(lambda: stack.count(counted) == len(lines), 120, "the first topic's events")
     with connect_admin(stack.kafka) as admin:
         admin.delete_topics([stack.kafka.events_topic])
     create_topics(stack.kafka)
     for line in lines:
         produce(stack.kafka, [line])
-    stack.wait(lambda: stack.count(counted) == 2 * len(lines), 60, "the second topic's events")
+    stack.wait(lambda: stack.count(counted) == 2 * len(lines), 120, "the second topic's events")
     assert worker.running
 
 

@@ -32,7 +32,7 @@ from tests.support.receivers import (
 
 PATIENCE_S = 20.0
 #: Long enough for a server on loopback, and short enough to be waited out.
-TIMEOUT_S = 0.5
+TIMEOUT_S = 1.5
 
 
 @dataclass(frozen=True)
