@@ -338,6 +338,9 @@ class Live:
     def feed(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
         return self._pipeline.feed([*records, *self._circle.drain()], now_ms)
 
+    def feed_feedback(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
+        return self._pipeline.feed_feedback(records, now_ms)
+
     def finish(self, now_ms: int) -> list[Alarm | Incident]:
         self._circle.end_load()
         return [*self.feed([], now_ms), *self._pipeline.finish(now_ms)]
@@ -357,6 +360,9 @@ class LiveHour(Struct, frozen=True):
         return self.start_ms + HOUR_MS
 
     def records(self) -> Iterator[Record]:
+        return iter(())
+
+    def ratings(self) -> Iterator[Record]:
         return iter(())
 
 

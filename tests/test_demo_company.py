@@ -23,8 +23,9 @@ from pipeline.demo.plan import Outcome, Plan, plan_hour
 from pipeline.demo.script import SCRIPT, Outage, PromptRollout, ScriptedIncident, Slowdown
 from pipeline.demo.texts import load_wording
 from pipeline.demo.trace import HOUR_MS, load_trace, pack_trace
-from schemas.codec import decode_event
+from schemas.codec import DEFAULT_LIMITS, decode_event
 from schemas.event import Event, Received
+from schemas.feedback import ReceivedFeedback, decode_feedback
 from schemas.monitor import DEFAULT_GROUPINGS
 from schemas.rejection import Rejected
 from schemas.signal import Family
@@ -130,6 +131,50 @@ def test_the_script_changes_what_it_touches_and_nothing_else(
     touched = [any(is_touched(e, i) for i in SCRIPT) for e in changed]
     assert all(t or is_touched(e, OUTAGE) for t, e in zip(touched, asked, strict=True))
     assert len(changed) > 1_500
+
+
+# --- Ratings -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ratings() -> list[Record]:
+    return list(Company(START_MS).ratings())
+
+
+def test_ratings_are_the_same_again(ratings: list[Record]) -> None:
+    assert list(Company(START_MS).ratings()) == ratings
+    times = [r.time_ms for r in ratings]
+    assert times == sorted(times)
+    assert times[-1] < START_MS + HOUR_MS
+    assert len({r.raw for r in ratings}) == len(ratings) > 600
+
+
+def test_every_rating_is_accepted_and_comes_after_its_request(
+    ratings: list[Record], records: list[Record], events: list[Event]
+) -> None:
+    sent = {e.event_id: e for e in events}
+    times = [r.time_ms for r in records if r.kind is RecordKind.EVENT]
+    finished = {e.event_id: time_ms for e, time_ms in zip(events, times, strict=True)}
+    for record in ratings:
+        received = decode_feedback(record.raw, record.time_ms, DEFAULT_LIMITS)
+        assert isinstance(received, ReceivedFeedback)
+        assert received.time_ms == record.time_ms
+        event = sent[received.feedback.event_id or ""]
+        assert event.error_type is None
+        assert received.feedback.tenant == event.tenant
+        assert record.time_ms > finished[event.event_id]
+
+
+def test_users_notice_what_declines(ratings: list[Record], events: list[Event]) -> None:
+    sent = {e.event_id: e for e in events}
+    shown: dict[bool, list[bool]] = {True: [], False: []}
+    for record in ratings:
+        said = json.loads(record.raw)
+        new = sent[said["event.id"]].prompt_version == SCRIPT[0].labels["prompt_version"]
+        shown[new].append(said["gen_ai.evaluation.score.value"] == 0)
+    shares = {new: sum(down) / len(down) for new, down in shown.items()}
+    assert shares[False] < 0.12
+    assert shares[True] > 2 * shares[False]
 
 
 # --- Valid ---------------------------------------------------------------------------------------

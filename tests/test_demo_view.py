@@ -422,6 +422,7 @@ class CountingPipeline:
     def __init__(self, news: dict[int, list[Alarm | Incident]] | None = None) -> None:
         self.counts = Accounts()
         self.fed_ms: list[int] = []
+        self.rated: list[bytes] = []
         self.finished_ms: int | None = None
         self._news = dict(news or {})
         self._seen: set[str] = set()
@@ -432,6 +433,11 @@ class CountingPipeline:
             self._count(raw)
         due = [at for at in self._news if at <= now_ms]
         return [item for at in due for item in self._news.pop(at)]
+
+    def feed_feedback(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
+        self.rated += records
+        assert all(json.loads(raw)["event.id"] in self._seen for raw in records)
+        return []
 
     def finish(self, now_ms: int) -> list[Alarm | Incident]:
         self.finished_ms = now_ms
@@ -526,6 +532,12 @@ def test_every_record_is_fed_once(counted: tuple[CountingPipeline, Recorder, Dem
     assert a.deadlettered > 10
     assert view.moments[-1].accounts == a
     assert not view.open
+
+
+def test_every_rating_is_fed_once_behind_its_request(
+    counted: tuple[CountingPipeline, Recorder, DemoResult],
+) -> None:
+    assert counted[0].rated == [record.raw for record in Company(START_MS).ratings()]
 
 
 def test_the_latest_version_of_an_incident_stands(
@@ -749,6 +761,14 @@ def test_the_books_balance(played: Played) -> None:
     assert (a.events, a.stored, a.deadlettered, a.duplicates) == (28_285, 28_185, 40, 60)
 
 
+def test_every_rating_found_its_request(played: Played) -> None:
+    (row,) = played[0].query(
+        "SELECT count() AS ratings, countIf(event_id != '' AND negative IS NOT NULL) AS judged"
+        " FROM feedback FINAL"
+    )
+    assert row["judged"] == row["ratings"] == len(list(Company(START_MS).ratings()))
+
+
 def test_a_snapshot_says_what_was_stored(played: Played) -> None:
     pipeline, view, _ = played
     snapshot = view.snapshots[20]
@@ -804,8 +824,10 @@ def test_every_question_has_an_answer(played: Played, question: Any) -> None:
 
 
 def test_the_answers_point_at_the_culprits(played: Played) -> None:
-    refusals, outage, incidents = (played[0].query(q.sql) for q in QUESTIONS)
+    refusals, thumbs, outage, incidents = (played[0].query(q.sql) for q in QUESTIONS)
     assert {row["prompt_version"] for row in refusals} == {"v7"}
+    assert thumbs[0]["prompt_version"] == "v7"
+    assert float(str(thumbs[0]["thumbs_down_pct"])) > 2 * float(str(thumbs[1]["thumbs_down_pct"]))
     assert float(str(outage[0]["errors"])) > 30
     assert [row["family"] for row in incidents] == ["refusal", "error", "latency"]
 

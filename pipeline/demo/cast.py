@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+#: Of the answers so many get a thumb, …
+RATED_SHARE = 0.04
+#: … after about so many seconds, log-normal, …
+RATING_S, RATING_SIGMA = 15.0, 0.8
+#: … and of these so many point down: for an answer that declines, one cut off, any other.
+DISLIKED_REFUSALS, DISLIKED_TRUNCATIONS, DISLIKED = 0.85, 0.5, 0.06
+
 
 class Provider(Struct, frozen=True):
     name: str

@@ -19,9 +19,15 @@ import numpy as np
 from msgspec import Struct
 
 from pipeline.demo.cast import (
+    DISLIKED,
+    DISLIKED_REFUSALS,
+    DISLIKED_TRUNCATIONS,
     FAILURES,
     MAX_TOKENS,
     MODELS,
+    RATED_SHARE,
+    RATING_S,
+    RATING_SIGMA,
     REGIONS,
     ROUTES,
     TENANTS,
@@ -49,6 +55,8 @@ class RecordKind(StrEnum):
     EVENT = "event"
     MALFORMED = "malformed"
     DUPLICATE = "duplicate"
+    #: What somebody thinks of an answer; it has a topic of its own.
+    RATING = "rating"
 
 
 class Record(Struct, frozen=True):
@@ -86,6 +94,46 @@ class Company(Struct, frozen=True):
             else:
                 raw = msgspec.json.encode(event)
             yield Record(self.start_ms + time_ms, kind, raw)
+
+    def ratings(self) -> Iterator[Record]:
+        """Yield the hour's thumbs in the order in which they are given, about 1,100.
+
+        They go by the answer alone: users notice what the detectors are to find.
+        """
+        plan = plan_hour(load_trace(), self.script, self.seed)
+        for time_ms, index, dislikes in _rate(plan, self.seed):
+            raw = msgspec.json.encode(_build_rating(plan, index, self.start_ms, time_ms, dislikes))
+            yield Record(self.start_ms + time_ms, RecordKind.RATING, raw)
+
+
+def _rate(plan: Plan, seed: int) -> list[tuple[int, int, bool]]:
+    """When a thumb is given within the hour, to which request, and whether it points down."""
+    rng = np.random.default_rng([seed, 2])
+    n = len(plan)
+    rated = (rng.random(n) < RATED_SHARE) & (plan.outcome != Outcome.FAILED)
+    delay_ms = 1000 * RATING_S * np.exp(RATING_SIGMA * rng.standard_normal(n))
+    time_ms = plan.end_ms + np.rint(delay_ms).astype(np.int64)
+    disliked = np.full(n, DISLIKED)
+    disliked[plan.outcome == Outcome.REFUSED] = DISLIKED_REFUSALS
+    disliked[plan.outcome == Outcome.TRUNCATED] = DISLIKED_TRUNCATIONS
+    dislikes = rng.random(n) < disliked
+    given = np.flatnonzero(rated & (time_ms < HOUR_MS)).tolist()
+    return sorted((int(time_ms[i]), i, bool(dislikes[i])) for i in given)
+
+
+def _build_rating(
+    plan: Plan, index: int, start_ms: int, time_ms: int, dislikes: bool
+) -> dict[str, Any]:
+    request = _describe_request(plan, index, start_ms, Draws(plan.words[index].tolist()))
+    return {
+        "feedback.id": f"thumb-{request['event.id']}",
+        "feedback.time": _format_time(start_ms + time_ms),
+        "event.id": request["event.id"],
+        "gen_ai.evaluation.name": "thumbs",
+        "gen_ai.evaluation.score.value": 0 if dislikes else 1,
+        "gateway.tenant": request["gateway.tenant"],
+        "gateway.user": request["gateway.user"],
+    }
 
 
 def _schedule(plan: Plan, seed: int) -> list[tuple[int, RecordKind, int, int]]:

@@ -12,7 +12,7 @@ import functools
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.app import TopicPublisher, build_app, build_faust
 from pipeline.broker import Broker
@@ -88,12 +88,12 @@ class WorkerThread:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
-    @property
-    def books(self) -> ChunkCounts:
-        """What the worker has read, stored, dead-lettered and dropped so far."""
+    def books(self, topic: str) -> ChunkCounts:
+        """What of a topic the worker has read, stored, dead-lettered and dropped so far."""
         self._check()
-        books = list(self._state.books.values()) if self._state else []
-        return functools.reduce(ChunkCounts.plus, books, ChunkCounts())
+        books = list(self._state.books.items()) if self._state else []
+        own = (counts for (name, _), counts in books if name == topic)
+        return functools.reduce(ChunkCounts.plus, own, ChunkCounts())
 
     def __enter__(self) -> WorkerThread:
         self._thread.start()
@@ -137,16 +137,18 @@ class KafkaPipeline:
 
     def __init__(self, kafka: KafkaSettings, store: Store, worker: WorkerThread) -> None:
         self._topic = kafka.events_topic
+        self._feedback_topic = kafka.feedback_topic
         self._producer = open_producer(kafka)
         self._store = store
         self._incidents = IncidentStore(store)
         self._worker = worker
         self._sent = 0
+        self._ratings: list[bytes] = []
         self._versions: dict[str, int] = {}
 
     @property
     def counts(self) -> Counts:
-        books = self._worker.books
+        books = self._worker.books(self._topic)
         return Counts(self._sent, books.stored, books.deadlettered, books.duplicates)
 
     def feed(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
@@ -158,16 +160,32 @@ class KafkaPipeline:
         self._sent += len(records)
         return self._changed()
 
+    def feed_feedback(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
+        """Keep what people think of answers until the end: while it waits for its requests, the
+        worker asks the embedded store for them, and falls behind with the requests themselves.
+        """
+        self._ratings += records
+        return []
+
     def finish(self, now_ms: int) -> list[Alarm | Incident]:
         """Wait until the worker has worked everything off and the incidents have settled."""
         self._producer.flush()
+        news = self._wait(lambda: self._is_worked_off() and self._settled())
+        for raw in self._ratings:
+            self._producer.send(self._feedback_topic, raw)
+        self._producer.flush()
         self._producer.close()
+        rated = len(self._ratings)
+        news += self._wait(lambda: self._worker.books(self._feedback_topic).read >= rated)
+        return news
+
+    def _wait(self, done: Callable[[], bool]) -> list[Alarm | Incident]:
+        """Return what has changed until it is done, or `FINISH_TIMEOUT_S` are over."""
         news: list[Alarm | Incident] = []
         deadline_s = time.monotonic() + FINISH_TIMEOUT_S
         while time.monotonic() < deadline_s:
             news += self._changed()
-            c = self.counts
-            if c.events == c.stored + c.deadlettered + c.duplicates and self._settled():
+            if done():
                 break
             time.sleep(POLL_S)
         return news + self._changed()
@@ -175,6 +193,10 @@ class KafkaPipeline:
     def query(self, sql: str) -> list[dict[str, object]]:
         names, rows = self._store.query(sql)
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def _is_worked_off(self) -> bool:
+        c = self.counts
+        return c.events == c.stored + c.deadlettered + c.duplicates
 
     def _settled(self) -> bool:
         return all(i.status is Status.RESOLVED for i in self._incidents.load_recent())

@@ -1,11 +1,12 @@
 """The run: the company's records, paced against the wall clock, through a pipeline.
 
-Delivery guarantee: every record is fed once, in order. A pipeline that is slower
-than the clock makes the run late; nothing is dropped to catch up.
+Delivery guarantee: every record is fed once, in order, and every rating behind its request. A
+pipeline that is slower than the clock makes the run late; nothing is dropped to catch up.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -24,6 +25,8 @@ TICK_S = 0.25
 #: A batch is no shorter and no longer than this, in event time.
 MIN_STEP_MS = 1_000
 MAX_STEP_MS = 60_000
+#: Ratings are fed so often, in event time.
+RATINGS_STEP_MS = 120_000
 
 
 class Counts(Protocol):
@@ -42,6 +45,10 @@ class Pipeline(Protocol):
 
     def feed(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
         """Take in records; returns every new alarm and every new version of an incident."""
+        ...
+
+    def feed_feedback(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
+        """Take in what people think of answers, about requests that were fed before."""
         ...
 
     def finish(self, now_ms: int) -> list[Alarm | Incident]: ...
@@ -69,6 +76,7 @@ class Hour(Protocol):
     def script(self) -> Sequence[Scripted]: ...
 
     def records(self) -> Iterator[Record]: ...
+    def ratings(self) -> Iterator[Record]: ...
 
 
 class DemoResult(Struct, frozen=True):
@@ -104,8 +112,10 @@ def run_demo(
         batches = paced_batches(
             company.records(), speed, clock, sleep, start_ms=company.start_ms, end_ms=company.end_ms
         )
+        ratings = _Ratings(pipeline, company)
         for now_ms, batch in batches:
             board.note(pipeline.feed([record.raw for record in batch], now_ms))
+            board.note(ratings.feed(now_ms))
             due_s = began_s + (now_ms - company.start_ms) / 1000 / speed
             board.show(now_ms, late_s=max(0.0, clock() - due_s))
         board.note(pipeline.finish(company.end_ms))
@@ -159,6 +169,25 @@ def paced_batches(
         if (wait_s := due_s - clock()) > 0:
             sleep(wait_s)
         yield now_ms, batch
+
+
+class _Ratings:
+    """Feeds what people think of answers, `RATINGS_STEP_MS` at a time: it is little."""
+
+    def __init__(self, pipeline: Pipeline, company: Hour) -> None:
+        self._pipeline = pipeline
+        self._waiting = deque(company.ratings())
+        self._next_ms, self._end_ms = company.start_ms, company.end_ms
+
+    def feed(self, now_ms: int) -> list[Alarm | Incident]:
+        """Feed what was said up to now, if it is time to."""
+        if now_ms < min(self._next_ms, self._end_ms):
+            return []
+        self._next_ms = now_ms + RATINGS_STEP_MS
+        said: list[bytes] = []
+        while self._waiting and self._waiting[0].time_ms <= now_ms:
+            said.append(self._waiting.popleft().raw)
+        return self._pipeline.feed_feedback(said, now_ms) if said else []
 
 
 class _Board:

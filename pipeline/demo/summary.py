@@ -37,6 +37,13 @@ QUESTIONS = (
         " GROUP BY prompt_version, tenant ORDER BY refused_pct DESC LIMIT 8",
     ),
     Question(
+        "Did users notice the template that declines?",
+        "SELECT route, prompt_version, count() AS ratings,"
+        " round(100 * avg(negative), 1) AS thumbs_down_pct"
+        " FROM feedback_by_request GROUP BY route, prompt_version"
+        " HAVING ratings >= 20 ORDER BY thumbs_down_pct DESC LIMIT 8",
+    ),
+    Question(
         "What did each minute of the provider's outage look like?",
         "SELECT minute, sum(requests) AS requests, sum(errors) AS errors,"
         " round(histogramQuantile(sumMap(duration_ms), 0.95)) AS p95_ms"
