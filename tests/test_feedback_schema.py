@@ -154,7 +154,8 @@ def test_an_evaluation_and_a_value_come_out_of_a_monitor_as_they_went_in(
 
 def test_the_door_judges_by_the_same_rules_and_keys_by_the_id() -> None:
     judge = judge_feedback(NOW_MS, DEFAULT_LIMITS)
-    assert judge(feedback_raw("f-7")) == b"f-7"
+    raw = feedback_raw("f-7")
+    assert judge(raw) == (b"f-7", raw)
     refused = judge(feedback_raw(about=None))
     assert isinstance(refused, Rejected)
     assert refused.reason is Reason.MISSING_FIELD
