@@ -61,8 +61,7 @@ def migrated(embedded_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def store(migrated: Store) -> Store:
-    for table in ("answer_samples", "requests"):
-        migrated.truncate(table)
+    migrated.empty()
     return migrated
 
 

@@ -79,11 +79,7 @@ def migrated(clickhouse: ClickHouseSettings) -> Iterator[Store]:
 
 @pytest.fixture
 def store(migrated: Store) -> Store:
-    for table in (
-        *("answer_samples", "references", "alarms", "incident_versions"),
-        *("reference_orders", "planned_effects"),
-    ):
-        migrated.truncate(table)
+    migrated.empty()
     return migrated
 
 
