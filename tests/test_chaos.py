@@ -76,7 +76,7 @@ def test_a_run_that_kept_every_promise_has_nothing_wrong() -> None:
     [
         *((name, 1) for name, value in KEPT.items() if value == 0 and name != "soak"),
         ("rollups_differ", ["route"]),
-        ("worker_crashes", [1]),
+        ("worker_crashes", ["status 1: a traceback"]),
         ("recovery_max_s", 20.1),
         ("rss_max_mb", 2_000),
         ("rss_growth_mb", 200),

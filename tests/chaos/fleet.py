@@ -21,6 +21,8 @@ RESTART_S = 0.5
 _EXPECTED = {0, -signal.SIGKILL, -signal.SIGTERM}
 #: How the command line says why it will not start.
 _REFUSAL = "kizashi: "
+#: So much of its log tells why a worker ended.
+_SAID_CHARACTERS = 2_000
 
 
 @dataclass
@@ -49,8 +51,8 @@ class Fleet:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self.slots: list[Slot] = []
-        #: Exit statuses that nobody asked for.
-        self.crashes: list[int] = []
+        #: Workers that ended with a status that nobody asked for, and what they said last.
+        self.crashes: list[str] = []
         #: Workers that found something away when they started, said so, and ended.
         self.refusals = 0
         self.starts = 0
@@ -141,7 +143,8 @@ class Fleet:
             if slot.worker.status == 1 and _last_line(slot.worker).startswith(_REFUSAL):
                 self.refusals += 1
             elif slot.worker.status not in _EXPECTED:
-                self.crashes.append(slot.worker.status or 0)
+                end = slot.worker.log[-_SAID_CHARACTERS:]
+                self.crashes.append(f"status {slot.worker.status}: {end}")
             slot.not_before_s = max(slot.not_before_s, time.monotonic() + RESTART_S)
         if slot.wanted and time.monotonic() >= slot.not_before_s:
             slot.worker.start()

@@ -52,7 +52,8 @@ class Ground:
 
 @contextmanager
 def ground(home: Path) -> Iterator[Ground]:
-    """Give a ground, and leave no process behind."""
+    """Give a ground, with what it stores in `home`, and leave no process behind."""
+    home.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         broker = stack.enter_context(Broker())
         server = ClickHouseServer(home / "clickhouse")
