@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -24,14 +25,21 @@ import faust
 from aiokafka import TopicPartition
 from aiokafka.codec import lz4_encode
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaConnectionError,
+    KafkaError,
+)
 from aiokafka.record import default_records
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
+from mode import Service
 
 from pipeline.core.chunk import Record
 from pipeline.errors import Fenced, KizashiError, SinkUnavailable
+from pipeline.retry import START_PATIENCE_S
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +48,8 @@ CREATE_TIME = 0
 #: aiokafka packs at 9, on the event loop, at 14 MB/s. At 1 a chunk's packets take 2 % of the
 #: time, and half as many bytes again.
 LZ4_LEVEL = 1
+#: Between two tries to reach the broker at the start.
+CONNECT_PAUSE_S = 0.5
 
 
 class Batch(NamedTuple):
@@ -75,8 +85,53 @@ _building = sys.modules[default_records.DefaultRecordBatchBuilder.__module__]
 vars(_building)["lz4_encode"] = partial(lz4_encode, level=LZ4_LEVEL)
 
 
+async def connect(service: Service, start: Callable[[], Awaitable[None]]) -> None:
+    """Start a client of the broker, which was there when this worker asked for it first.
+
+    Faust asks once more, and would end where it has gone meanwhile.
+
+    Raises:
+        KafkaConnectionError: it has not come back for `START_PATIENCE_S`.
+    """
+    deadline_s, logged = time.monotonic() + START_PATIENCE_S, False
+    while not service.should_stop:
+        try:
+            await start()
+        except KafkaConnectionError as error:
+            if time.monotonic() > deadline_s:
+                raise
+            if not logged:
+                logger.warning("cannot join yet, trying for %g s: %s", START_PATIENCE_S, error)
+            logged = True
+            await service.sleep(CONNECT_PAUSE_S)
+        else:
+            return
+
+
+class Producer(driver.Producer):
+    """Faust's producer over aiokafka, which waits for the broker at its start."""
+
+    def _new_producer(self, transactional_id: str | None = None) -> Any:
+        producer = super()._new_producer(transactional_id)
+        # Not `on_start`, which would start its buffer again with every try.
+        producer.start = partial(connect, self, producer.start)
+        return producer
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    """Faust's, which waits for the broker at its start."""
+
+    def _create_consumer(self, loop: Any) -> Any:
+        consumer = super()._create_consumer(loop)
+        consumer.start = partial(connect, self, consumer.start)
+        return consumer
+
+
 class Consumer(driver.Consumer):
     """Faust's consumer over aiokafka, one message a fetched chunk."""
+
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -147,6 +202,7 @@ class Transport(driver.Transport):
     """`kizashi://host:port`: found by Faust through the entry point ``faust.transports``."""
 
     Consumer = Consumer
+    Producer = Producer
 
 
 def to_batch(message: ConsumerMessage) -> Batch:

@@ -23,7 +23,7 @@ from pipeline.config import KafkaSettings
 from pipeline.core.chunk import Record
 from pipeline.errors import Fenced, KizashiError, SinkUnavailable
 from pipeline.producing import produce
-from pipeline.topics import create_topics
+from pipeline.topics import bootstrap_addresses, create_topics
 from pipeline.transport import (
     LZ4_LEVEL,
     Batch,
@@ -32,6 +32,7 @@ from pipeline.transport import (
     assert_compiled,
     to_batch,
 )
+from tests.support.workers import free_port
 
 #: Bytes of a batch's header.
 _RECORDS_AT = 61
@@ -134,6 +135,70 @@ async def test_a_second_worker_fences_the_first_and_starts_at_the_declared_range
             with pytest.raises(Fenced):
                 await offsets.write(topic, theirs[0].partition, 50, "", old)
             assert tuple(await offsets.read(topic, theirs[0].partition)) == (7, "7-11")
+
+
+@asynccontextmanager
+async def relaying(port: int, target: tuple[str, int]) -> AsyncIterator[asyncio.Event]:
+    """Let the broker be found at another port; the event is that somebody has asked for it."""
+    met = asyncio.Event()
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            sink.write(data)
+        sink.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.set()
+        from_broker, to_broker = await asyncio.open_connection(*target)
+        await asyncio.gather(pump(reader, to_broker), pump(from_broker, writer))
+
+    async with await asyncio.start_server(relay, "127.0.0.1", port):
+        yield met
+
+
+def at_port(kafka: KafkaSettings, port: int) -> KafkaSettings:
+    return kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{port}"})
+
+
+@pytest.mark.kafka
+async def test_a_broker_that_goes_while_a_worker_starts_is_waited_for(
+    kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_topics(kafka_settings)
+    produce(kafka_settings, VALUES)
+    port, (broker, *_) = free_port(), bootstrap_addresses(kafka_settings)
+    app, batches = listening(at_port(kafka_settings, port))
+    starting = asyncio.create_task(app.start())
+    await until(lambda: caplog.text.count("cannot join yet") == 1)
+    async with relaying(port, broker) as met:
+        await met.wait()
+    # That was the producer; the consumer asks anew.
+    await until(lambda: caplog.text.count("cannot join yet") == 2)
+    async with relaying(port, broker):
+        await starting
+    try:
+        await until(lambda: sum(len(b.records) for b in batches) == len(VALUES))
+    finally:
+        await app.stop()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("who", ["producer", "consumer"])
+async def test_a_worker_that_waits_for_a_broker_stops_when_it_is_told_to(
+    kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture, who: str
+) -> None:
+    port, (broker, *_) = free_port(), bootstrap_addresses(kafka_settings)
+    app, _ = listening(at_port(kafka_settings, port))
+    if who == "producer":
+        starting = asyncio.create_task(app.start())
+    else:
+        async with relaying(port, broker) as met:
+            starting = asyncio.create_task(app.start())
+            await met.wait()
+    await until(lambda: "cannot join yet" in caplog.text)
+    await app.stop()
+    async with asyncio.timeout(10):
+        await starting
 
 
 async def test_a_partition_that_goes_during_a_rebalance_does_not_end_the_worker(
