@@ -1,10 +1,10 @@
 """Kizashi watches itself: the worker that owns the incidents looks after the whole group.
 
 Delivery guarantee: what is found becomes an incident like any other, by the responder: stored
-before it is told, fenced, told once. While that cannot be, for ClickHouse or the broker is away,
-it is told without being stored (`pipeline.sinks.last_resort`). Who watches the watcher: the
-group, that gives the incidents to another worker when this one is gone; and where no worker is
-left, the silence of the heartbeat.
+before it is told, fenced, told once. While that cannot be, for ClickHouse or the broker is away or
+takes too long, it is told without being stored (`pipeline.sinks.last_resort`). Who watches the
+watcher: the group, that gives the incidents to another worker when this one is gone; and where no
+worker is left, the silence of the heartbeat.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-from pipeline.errors import Fenced, KizashiError, RetryableError
+from pipeline.errors import Fenced, KizashiError, RetryableError, SinkUnavailable
 from pipeline.incidents.complaints import Complaint, History, Organ, Reconciled, Standing, Trouble
 from pipeline.incidents.own import open_own
 from pipeline.incidents.silencing import find_silence
@@ -30,12 +30,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: Of ClickHouse: the histories of silent topics, and the last reconciliation.
+Answers = tuple[Mapping[str, History], Reconciled | None]
+
+#: All that this worker wants of ClickHouse waits in one queue. Where each answer takes seconds,
+#: looking must not: nobody else sees that Kizashi falls behind.
+ASK_S = 5.0
+#: Storing and telling may wait for a flood of alarms.
+TELL_S = 30.0
 
 
 class Attending(Protocol):
     """`pipeline.agents.RespondAgent`, or a fake."""
 
-    async def attend(self, complaints: Sequence[Complaint], well: frozenset[Organ]) -> None: ...
+    def attend(
+        self, complaints: Sequence[Complaint], well: frozenset[Organ]
+    ) -> Coroutine[Any, Any, None]: ...
 
     async def prove(self) -> None: ...
 
@@ -52,6 +62,34 @@ class Sources(NamedTuple):
     silences: Callable[[int], tuple[Silence, ...]]
 
 
+class _Errand(Generic[T]):
+    """A call that is waited for only so long, and not made again before it has ended."""
+
+    def __init__(self, name: str, patience_s: float) -> None:
+        self._name = name
+        self._patience_s = patience_s
+        self._task: asyncio.Task[T] | None = None
+
+    async def run(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what the call came to, or the one before it that had been given up.
+
+        Raises:
+            SinkUnavailable: it has not ended yet.
+        """
+        patience_s = 0.0
+        if self._task is None:
+            self._task, patience_s = asyncio.create_task(call()), self._patience_s
+        await asyncio.wait({self._task}, timeout=patience_s)
+        if not self._task.done():
+            raise SinkUnavailable(f"{self._name}: no answer yet")
+        task, self._task = self._task, None
+        return task.result()
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
 class Lookout:
     """Looks at everything each time it is asked to, while this worker owns the incidents."""
 
@@ -65,7 +103,10 @@ class Lookout:
         *,
         last_resort: LastResort,
         heartbeat: Heartbeat | None = None,
+        ask_s: float = ASK_S,
+        tell_s: float = TELL_S,
     ) -> None:
+        """A look waits `ask_s` for ClickHouse's answers, and `tell_s` until all is stored."""
         self._config = config
         self._sources = sources
         self._responding = responding
@@ -73,6 +114,8 @@ class Lookout:
         self._now_ms = now_ms
         self._last_resort = last_resort
         self._heartbeat = heartbeat
+        self._asking: _Errand[Answers] = _Errand("the books", ask_s)
+        self._telling: _Errand[None] = _Errand("the outbox", tell_s)
         self._vitals = Vitals(config)
         self._owns = False
         #: As seen last; empty where another worker looks.
@@ -107,7 +150,9 @@ class Lookout:
             await self._heartbeat.beat()
 
     async def close(self) -> None:
-        """Release connections."""
+        """Wait for nothing any more, and release connections."""
+        self._asking.cancel()
+        self._telling.cancel()
         if self._heartbeat is not None:
             await self._heartbeat.close()
 
@@ -122,21 +167,25 @@ class Lookout:
             return Look(None)
         silent = self._vitals.find_silent(now_ms, standings)
         try:
-            histories = {}
-            for topic in silent:
-                read = functools.partial(sources.history, topic, now_ms, config.silent_ms)
-                if (history := await self._ask(read)) is not None:
-                    histories[topic] = history
-            return Look(standings, histories, await self._ask(sources.reconciled))
+            found = await self._asking.run(lambda: self._ask_all(silent, now_ms))
         except RetryableError as error:
             logger.warning("%s", error)
             return Look(standings)
+        return Look(standings, *found)
+
+    async def _ask_all(self, silent: Sequence[str], now_ms: int) -> Answers:
+        histories = {}
+        for topic in silent:
+            read = functools.partial(self._sources.history, topic, now_ms, self._config.silent_ms)
+            if (history := await self._ask(read)) is not None:
+                histories[topic] = history
+        return histories, await self._ask(self._sources.reconciled)
 
     async def _tell(self, now_ms: int) -> bool:
         """Returns whether it could be stored."""
         complaints, well = self._vitals.complaints, self._vitals.well
         try:
-            await self._responding.attend(complaints, well)
+            await self._telling.run(lambda: self._responding.attend(complaints, well))
         except Fenced as fenced:
             logger.info("not told: %s", fenced)
             return False

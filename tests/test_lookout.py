@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,7 @@ class Scene:
         self.offsets = Offsets()
         self.beats = 0
         self.answer = 200
+        self.patience_s = 10.0
         self._store, self._notify, self._executor = store, notify, executor
         self._heartbeat = Heartbeat(
             HeartbeatSettings(url=SecretStr(f"https://beat.example/{SECRET}")),
@@ -133,6 +135,8 @@ class Scene:
             lambda: self.now_ms,
             last_resort=build_last_resort(self._notify),
             heartbeat=self._heartbeat,
+            ask_s=self.patience_s,
+            tell_s=self.patience_s,
         )
 
     def _read_standings(self, late_ms: int, quiet_ms: int) -> tuple[Standing, ...]:
@@ -170,10 +174,15 @@ def store(embedded_path: Path, empty_database: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def scene(store: Store, pagerduty: FakePagerDuty) -> Iterator[Scene]:
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as made:
+        yield made
+
+
+@pytest.fixture
+def scene(store: Store, pagerduty: FakePagerDuty, executor: ThreadPoolExecutor) -> Scene:
     paging = PagerDutySettings(routing_key=SecretStr(ROUTING_KEY), url=AnyHttpUrl(pagerduty.url))
-    with ThreadPoolExecutor(1) as executor:
-        yield Scene(store, NotifySettings(pagerduty=paging), executor)
+    return Scene(store, NotifySettings(pagerduty=paging), executor)
 
 
 async def test_blindness_is_told_once_and_its_end_once(
@@ -225,6 +234,37 @@ async def test_without_clickhouse_it_is_told_all_the_same_and_ends_as_one(
     assert len({each["dedup_key"] for each in pagerduty.accepted}) == 1
     assert pagerduty.open_alerts == []
     await scene.close()
+
+
+async def test_where_clickhouse_takes_too_long_it_looks_and_tells_all_the_same(
+    scene: Scene, executor: ThreadPoolExecutor, pagerduty: FakePagerDuty
+) -> None:
+    """All that a worker wants of ClickHouse waits in one queue, and looking must not."""
+    scene.patience_s = 0.05
+    scene.start_worker()
+    free = threading.Event()
+    executor.submit(free.wait, 20)
+    scene.standings = [STUCK]
+    await scene.look(8)
+    assert scene.lookout.troubles["blind"]
+    assert pagerduty.actions == ["trigger"]
+    assert scene.beats == 0
+    free.set()
+    # What was asked for in vain is done first; then it is as if nothing had been.
+    await asyncio.wrap_future(executor.submit(int))
+    scene.standings = [WELL]
+    await until(scene, lambda: "resolve" in pagerduty.actions)
+    assert {each["dedup_key"] for each in pagerduty.accepted} == {pagerduty.alerts[0].dedup_key}
+    assert (len(pagerduty.alerts), pagerduty.open_alerts) == (1, [])
+    await until(scene, lambda: scene.beats > 0)
+    await scene.close()
+
+
+async def until(scene: Scene, reached: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not reached():
+            await scene.look()
+            await asyncio.sleep(0.01)
 
 
 async def test_without_kafka_it_is_told_unproven(scene: Scene, pagerduty: FakePagerDuty) -> None:

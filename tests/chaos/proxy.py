@@ -20,6 +20,8 @@ from pipeline.sinks.endpoint import decompress, first_word
 
 _BODY_BYTES = 128 * 1024 * 1024
 _START_TIMEOUT_S = 10.0
+#: Below the time-out of the workers' requests.
+SLOW_S = 4.0
 _DROPPED_HEADERS = {"host", "content-length", "transfer-encoding", "connection"}
 #: ClickHouse's code → what it says with it.
 _SAYS = {
@@ -32,10 +34,11 @@ _SAYS = {
 class FaultProxy:
     """Passes everything on, until `mode` says otherwise. Use as a context manager.
 
-    Modes: ``refuse`` (hang up unread), ``hang`` (no answer until the client gives up), ``cut``
-    (pass a write on, and hang up when it is done), ``164`` and ``252`` (answer writes with this
-    error of ClickHouse's). `on_applied`, once set, is called when the next insert has been done
-    and before anybody hears of it; then the connection is cut.
+    Modes: ``refuse`` (hang up unread), ``hang`` (no answer until the client gives up), ``slow``
+    (everything takes `SLOW_S` longer), ``cut`` (pass a write on, and hang up when it is done),
+    ``164`` and ``252`` (answer writes with this error of ClickHouse's). `on_applied`, once set, is
+    called when the next insert has been done and before anybody hears of it; then the connection
+    is cut.
     """
 
     host = "127.0.0.1"
@@ -92,6 +95,9 @@ class FaultProxy:
         if mode == "hang":
             self.hits += 1
             await asyncio.Event().wait()  # ends with the client: its handler is cancelled
+        if mode == "slow":
+            self.hits += 1
+            await asyncio.sleep(SLOW_S)
         if mode.isdecimal() and inserts:
             self.hits += 1
             return _fail(int(mode))

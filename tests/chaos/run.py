@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.producing import produce
@@ -45,6 +45,8 @@ class Settings:
     kinds: tuple[str, ...]
     #: How long is waited for quiet, at each step of the end.
     patience_s: float = 300.0
+    #: Configuration of the workers besides what every world has: section → name → value.
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def load(self) -> Load:
         speed = min(_SPEED, max(1.0, 3_600 / self.seconds))
@@ -191,7 +193,9 @@ class Run:
 def running(on: Ground, settings: Settings, control: str = "") -> Iterator[Run]:
     """Give a run whose workers are up."""
     with ExitStack() as stack:
-        world = stack.enter_context(opened(on, settings.session_s, settings.workers, control))
+        world = stack.enter_context(
+            opened(on, settings.session_s, settings.workers, control, settings.sections)
+        )
         watch = stack.enter_context(Watch(world.kafka))
         injector = stack.enter_context(Injector(world, watch))
         run = Run(world, watch, injector, settings)

@@ -1,4 +1,6 @@
-"""What no worker can mend, each as a scenario of its own: here the books differ by definition.
+"""What no plan of faults has, each as a scenario of its own.
+
+Three that no worker can mend, so that the books differ by definition:
 
 * *The events topic is created anew.* What the old one held and nobody had read is gone with it.
   Everything in the new one is stored once, although its offsets begin again at 0.
@@ -7,6 +9,11 @@
 * *Retention passes the committed offset* while no worker runs. What Kafka removed is lost;
   everything that it still had is stored once.
 
+Two in which Kizashi itself is ill for so long that somebody has to be told, once, and once of the
+end, while nothing is lost:
+
+* *It is blind*: ClickHouse is away, so the page cannot be stored before it is sent.
+* *It is behind*: ClickHouse takes seconds for every request, and more comes in than is stored.
 """
 
 from __future__ import annotations
@@ -19,20 +26,33 @@ from kafka import TopicPartition
 
 from pipeline.producing import read_head
 from pipeline.topics import connect_admin, create_topics
+from schemas.signal import Family
+from tests.chaos.books import balance_incidents
 from tests.chaos.events import is_bad
 from tests.chaos.run import Run, Settings, running
 from tests.chaos.watch import Offsets
 from tests.chaos.world import PARTITIONS, Ground
 from tests.support.kafka import consume
+from tests.support.pagerduty import Alert
 from tests.support.rollups import rollups_that_differ, total_of
 
 #: Of each half; the second has other numbers.
 EVENTS = 4_000
 
 
+#: The least that the configuration allows.
+WATCH = {"watch": {"every_s": 2, "behind_s": 30, "behind_for_s": 60}}
+#: What differs from the settings of the run.
+CHANGES: dict[str, dict[str, Any]] = {
+    "pipeline_blind": {"sections": WATCH},
+    "pipeline_behind": {"sections": WATCH, "rate": 400.0, "seconds": 150.0},
+}
+
+
 def run_scenario(on: Ground, settings: Settings, name: str) -> dict[str, Any]:
     """Run one; returns what was lost and doubled against what is promised there: zero is right."""
-    with running(on, replace(settings, kinds=())) as run:
+    quiet = replace(settings, kinds=(), **CHANGES.get(name, {}))
+    with running(on, quiet) as run:
         return SCENARIOS[name](run)
 
 
@@ -89,6 +109,59 @@ def pass_retention(run: Run) -> dict[str, Any]:
     return _compare(run, {*range(end), *still_there})
 
 
+def go_blind(run: Run) -> dict[str, Any]:
+    """Keep ClickHouse away until somebody has been told; then let it come back."""
+    first, end = run.load.head, run.load.head + EVENTS
+    run.world.ground.proxy.mode = "refuse"
+    run.send(first, end)
+    run.wait("a page", lambda: bool(_own_pages(run)))
+    unstored = run.world.store.rows("SELECT count() FROM incidents WHERE family = 'pipeline'")
+    run.world.ground.proxy.mode = ""
+    run.wait_for_lag_zero()
+    told = _wait_for_the_end(run, "Kizashi is blind")
+    return told | {"stored_while_away": unstored[0][0]} | _compare(run, range(end))
+
+
+def fall_behind(run: Run) -> dict[str, Any]:
+    """Let ClickHouse be slow under a load until somebody has been told."""
+    load = run.load
+    run.world.ground.proxy.mode = "slow"
+    producer = run.world.produce(load)
+    try:
+        run.wait("a page", lambda: bool(_own_pages(run)))
+        run.world.ground.proxy.mode = ""
+        producer.communicate(timeout=run.settings.seconds + run.settings.patience_s)
+    finally:
+        producer.kill()
+    run.wait_for_lag_zero()
+    told = _wait_for_the_end(run, "Kizashi is behind")
+    return told | _compare(run, range(load.count - load.tail))
+
+
+def _own_pages(run: Run) -> list[Alert]:
+    """Return the alerts about Kizashi itself."""
+    return [a for a in run.world.pagerduty.alerts if _payload(a)["class"] == Family.PIPELINE.value]
+
+
+def _payload(alert: Alert) -> dict[str, Any]:
+    return next(e["payload"] for e in alert.events if e["event_action"] == "trigger")
+
+
+def _wait_for_the_end(run: Run, summary: str) -> dict[str, Any]:
+    """Wait until the incident is over; returns what is wrong about its page."""
+    over = "SELECT countIf(status = 'resolved') FROM incidents FINAL WHERE family = 'pipeline'"
+    run.wait("the end", lambda: run.world.store.rows(over) == [(1,)])
+    run.wait("the end of the page", lambda: not run.world.pagerduty.open_alerts)
+    pages = _own_pages(run)
+    books = balance_incidents(run.world.store, run.world.pagerduty, run.world.grafana)
+    return {
+        "pages_besides": len(pages) - 1,
+        "strange": sum(not _payload(a)["summary"].startswith(summary) for a in pages),
+        "pages_wrong": books.wrong,
+        "incidents_open": books.open,
+    }
+
+
 def _number(raw: bytes) -> int | None:
     event_id = read_head(raw).event_id
     return int(event_id[1:]) if event_id else None
@@ -110,4 +183,6 @@ SCENARIOS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "topic_recreated": recreate_topic,
     "partitions_added": add_partitions,
     "retention_passed": pass_retention,
+    "pipeline_blind": go_blind,
+    "pipeline_behind": fall_behind,
 }

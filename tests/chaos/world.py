@@ -11,6 +11,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.broker import Broker
@@ -70,8 +71,16 @@ class World:
     `control` makes the workers ones that must fail: ``stock``, ``undeclared`` or ``no_window``.
     """
 
-    def __init__(self, on: Ground, session_s: float, workers: int, control: str = "") -> None:
+    def __init__(
+        self,
+        on: Ground,
+        session_s: float,
+        workers: int,
+        control: str = "",
+        sections: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    ) -> None:
         self.ground = on
+        self._extra = sections
         self.session_s = session_s
         self.control = control
         #: Where the events' ids are.
@@ -133,6 +142,7 @@ class World:
             "encoder": {"kind": "none"},
             "notify": notify,
             "web": {"enabled": False},
+            **{name: dict(section) for name, section in self._extra.items()},
         }
 
     def _make_worker(self, number: int) -> WorkerProcess:
@@ -195,10 +205,16 @@ def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]
 
 
 @contextmanager
-def opened(on: Ground, session_s: float, workers: int, control: str = "") -> Iterator[World]:
+def opened(
+    on: Ground,
+    session_s: float,
+    workers: int,
+    control: str = "",
+    sections: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Iterator[World]:
     """Give a world whose workers run, and leave none of them behind."""
     with ExitStack() as stack:
-        world = World(on, session_s, workers, control)
+        world = World(on, session_s, workers, control, sections)
         stack.callback(world.store.close)
         stack.enter_context(world.pagerduty)
         stack.enter_context(world.grafana)
