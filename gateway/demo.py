@@ -1,8 +1,9 @@
 """`kizashi demo --gateway`: OpenAI's protocol in, incidents out, and all that is ours in between.
 
 Clients ask the gateway over HTTP; behind it stands a fake provider that misbehaves on a
-script; the events go through the spool to the pipeline, which is not told. The gateway's
-clock goes by its traffic, an hour for all of it.
+script; the events go through the spool to the pipeline, which is not told. Some clients say what
+they think of an answer, a while later. The gateway's clock goes by its traffic, an hour for all
+of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,17 @@ from gateway.build import open_gateway
 from gateway.fake_provider import FakeProvider, Reply
 from gateway.server import serve
 from gateway.serving import Clocks, Gateway
-from gateway.shipping import Shipping
+from gateway.shipping import FeedbackShipping, Shipping
 from gateway.stages import NO_STAGES
 from pipeline.config import Config
+from pipeline.demo.cast import DISLIKED, DISLIKED_REFUSALS, DISLIKED_TRUNCATIONS
 from pipeline.demo.company import Record
 from pipeline.demo.run import Counts, Pipeline
 from pipeline.demo.script import PlayedIncident
 from pipeline.demo.start import Played
 from pipeline.demo.texts import Draws, choose_topic, write_answer, write_prompt, write_refusal
 from pipeline.demo.trace import HOUR_MS
-from pipeline.gateway_settings import EventSettings, GatewaySettings
+from pipeline.gateway_settings import EventSettings, FeedbackSettings, GatewaySettings
 from schemas.alarm import Alarm
 from schemas.incident import Incident
 from schemas.signal import Family
@@ -60,6 +63,25 @@ DECLINING_VERSION = "v7"
 _REFUSAL_RATE, _DECLINE_RATE = 0.02, 0.4
 _FAILURE_RATE, _OUTAGE_RATE = 0.01, 0.4
 _TRUNCATION_RATE, _CUT_RATE = 0.02, 0.4
+#: A thumb for so many answers, when as many requests have begun since.
+_RATED_SHARE, _RATED_AFTER = 0.2, 300
+
+
+class Fate(StrEnum):
+    """What becomes of a request."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    DECLINED = "declined"
+    CUT = "cut"
+
+
+#: How often the thumb then points down.
+_DISLIKED = {
+    Fate.ANSWERED: DISLIKED,
+    Fate.DECLINED: DISLIKED_REFUSALS,
+    Fate.CUT: DISLIKED_TRUNCATIONS,
+}
 
 
 class Misbehaviour(Struct, frozen=True):
@@ -114,6 +136,8 @@ class HourClock:
         self.requests = max(REQUESTS_MIN, round(REQUESTS_PER_S * seconds))
         #: How many have begun.
         self.begun = 0
+        #: No more will.
+        self.over = False
 
     @property
     def fraction(self) -> float:
@@ -133,7 +157,7 @@ class HourClock:
     def sleep(self, seconds: float) -> None:
         """Return when so many of the demo's seconds have passed."""
         until_s = min(self.played_s() + seconds, self._seconds)
-        while self.played_s() < until_s:
+        while self.played_s() < until_s and not self.over:
             time.sleep(_POLL_S)
 
 
@@ -150,18 +174,13 @@ class Provider:
         draws, chance = chances(number)
         topic = choose_topic(route, "en", draws)
         write_prompt(topic, draws)
-        declines = version == DECLINING_VERSION
-        fails = route == "summarise" and FAILS.lasts_at(fraction)
-        cuts = route == "search" and CUT_OFF.lasts_at(fraction)
-        if chance[0] < (_OUTAGE_RATE if fails else _FAILURE_RATE):
-            return Reply(status=500 if fails else 503)
-        if chance[1] < (_DECLINE_RATE if declines else _REFUSAL_RATE):
-            text, reason = write_refusal(topic, draws), "stop"
-        elif chance[2] < (_CUT_RATE if cuts else _TRUNCATION_RATE):
-            answer = write_answer(topic, draws)
-            text, reason = answer[: len(answer) // 2], "length"
-        else:
-            text, reason = write_answer(topic, draws), "stop"
+        fate, reason = decide(route, version, fraction, chance), "stop"
+        if fate is Fate.FAILED:
+            return Reply(status=500 if _fails(route, fraction) else 503)
+        write = write_refusal if fate is Fate.DECLINED else write_answer
+        text = write(topic, draws)
+        if fate is Fate.CUT:
+            text, reason = text[: len(text) // 2], "length"
         if body["model"].startswith("claude"):
             reason = {"stop": "end_turn", "length": "max_tokens"}[reason]
         return Reply(
@@ -172,6 +191,20 @@ class Provider:
             input_tokens=len(str(body["messages"])) // 4,
             output_tokens=max(1, len(text) // 4),
         )
+
+
+def decide(route: str, version: str, fraction: float, chance: Sequence[float]) -> Fate:
+    """Return what the script has for a request."""
+    cuts = route == "search" and CUT_OFF.lasts_at(fraction)
+    if chance[0] < (_OUTAGE_RATE if _fails(route, fraction) else _FAILURE_RATE):
+        return Fate.FAILED
+    if chance[1] < (_DECLINE_RATE if version == DECLINING_VERSION else _REFUSAL_RATE):
+        return Fate.DECLINED
+    return Fate.CUT if chance[2] < (_CUT_RATE if cuts else _TRUNCATION_RATE) else Fate.ANSWERED
+
+
+def _fails(route: str, fraction: float) -> bool:
+    return route == "summarise" and FAILS.lasts_at(fraction)
 
 
 def chances(seed: int) -> tuple[Draws, list[float]]:
@@ -216,20 +249,27 @@ def compose(number: int, fraction: float) -> tuple[dict[str, Any], dict[str, str
     return body, headers
 
 
-class Circle:
-    """Clients, gateway and provider in a thread of their own; events come out of `drain`."""
+def rate(number: int, request_id: str, fate: Fate) -> dict[str, Any] | None:
+    """Return what somebody thinks of an answer, but for when it is said; None: nobody says it."""
+    says, dislikes = np.random.default_rng((number, 2)).random(2)
+    if says >= _RATED_SHARE:
+        return None
+    return {
+        "feedback.id": f"thumb-{number}",
+        "event.id": request_id,
+        "gen_ai.evaluation.name": "thumbs",
+        "gen_ai.evaluation.score.value": int(dislikes >= _DISLIKED[fate]),
+    }
 
-    def __init__(self, start_ms: int, seconds: float, spool: Path) -> None:
-        self.clock = HourClock(start_ms, seconds)
-        self._pace_per_s = self.clock.requests / seconds
+
+class Mailbox:
+    """A `Courier`: the demo's pipeline stands in for Kafka."""
+
+    def __init__(self) -> None:
         self._arrived: deque[bytes] = deque()
-        self._shipping = Shipping(EventSettings(spool=spool), self)
-        self._ready, self._stop = threading.Event(), threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
 
     def deliver(self, raws: Sequence[bytes]) -> tuple[list[bytes], int]:
-        """Take events from the spool: the demo's pipeline stands in for Kafka."""
+        """Take records from a spool."""
         self._arrived.extend(raws)
         return [], 0
 
@@ -238,9 +278,32 @@ class Circle:
 
     def drain(self) -> list[bytes]:
         """Return what has arrived since."""
+        return [self._arrived.popleft() for _ in range(len(self._arrived))]
+
+
+class Circle:
+    """Clients, gateway and provider in a thread of their own; see `drain`."""
+
+    def __init__(self, start_ms: int, seconds: float, spool: Path) -> None:
+        self.clock = HourClock(start_ms, seconds)
+        self._pace_per_s = self.clock.requests / seconds
+        self._events, self._thumbs = Mailbox(), Mailbox()
+        kept = EventSettings(spool=spool)
+        self._shipping = Shipping(kept, self._events)
+        self._rating = FeedbackShipping(FeedbackSettings(), kept, self._thumbs)
+        #: Thumbs that are not given yet: until how many requests have begun, and what is said.
+        self._unsaid: deque[tuple[int, dict[str, Any]]] = deque()
+        self._ready, self._stop = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+
+    def drain(self) -> tuple[list[bytes], list[bytes]]:
+        """Return the events and the thumbs that have arrived since."""
         if self._error is not None:
             raise self._error
-        return [self._arrived.popleft() for _ in range(len(self._arrived))]
+        # Thumbs first: those that come while the others are taken may be about what is not there.
+        thumbs = self._thumbs.drain()
+        return self._events.drain(), thumbs
 
     def start(self) -> None:
         self._thread.start()
@@ -251,13 +314,18 @@ class Circle:
         """Wait until the last answers, and their events, are there."""
         self._thread.join(_DRAIN_TIMEOUT_S)
         deadline_s = time.monotonic() + _DRAIN_TIMEOUT_S
-        while self._shipping.waiting > 0 and time.monotonic() < deadline_s:
+        while self._waiting and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)
+
+    @property
+    def _waiting(self) -> bool:
+        return self._shipping.waiting > 0 or self._rating.waiting > 0
 
     def stop(self) -> None:
         self._stop.set()
         self._thread.join(_DRAIN_TIMEOUT_S)
         self._shipping.stop(1.0)
+        self._rating.stop(1.0)
 
     def _run(self) -> None:
         try:
@@ -265,6 +333,8 @@ class Circle:
         except BaseException as error:
             self._error = error
         finally:
+            # Whoever waits comes back, and asks what has arrived.
+            self.clock.over = True
             self._ready.set()
 
     async def _main(self) -> None:
@@ -276,7 +346,11 @@ class Circle:
                 config = Config(gateway=_settings(port))
                 clocks = Clocks(steady_s=self.clock.steady_s, wall_s=self.clock.wall_s)
                 async with open_gateway(
-                    config, sink=self._shipping, stages=NO_STAGES, clocks=clocks
+                    config,
+                    sink=self._shipping,
+                    feedback=self._rating,
+                    stages=NO_STAGES,
+                    clocks=clocks,
                 ) as gateway:
                     yield gateway
 
@@ -295,14 +369,34 @@ class Circle:
                 clock.begun += 1
                 number = clock.begun
                 await asyncio.sleep(began_s + number / self._pace_per_s - time.monotonic())
-                body, headers = compose(number, clock.fraction)
-                with contextlib.suppress(APIError):  # as the script has it; its event tells
-                    answer = await client.chat.completions.create(**body, extra_headers=headers)
-                    if body["stream"]:
-                        async for _ in answer:
-                            continue
+                await self._ask(client, number)
+                await self._say(client)
 
         await asyncio.gather(*(ask_on() for _ in range(CLIENTS)))
+        await self._say(client, last=True)
+
+    async def _ask(self, client: AsyncOpenAI, number: int) -> None:
+        fraction = self.clock.fraction
+        body, headers = compose(number, fraction)
+        create = client.chat.completions.with_raw_response.create
+        with contextlib.suppress(APIError):  # as the script has it; its event tells
+            response = await create(**body, extra_headers=headers)
+            answer = response.parse()
+            if body["stream"]:
+                async for _ in answer:
+                    continue
+            route, version, _ = read_order(body)
+            fate = decide(route, version, fraction, chances(number)[1])
+            said = rate(number, response.headers["X-Request-Id"], fate)
+            if said is not None:
+                self._unsaid.append((number + _RATED_AFTER, said))
+
+    async def _say(self, client: AsyncOpenAI, *, last: bool = False) -> None:
+        """Give the thumbs that are due; at the `last`, all."""
+        while self._unsaid and (last or self._unsaid[0][0] <= self.clock.begun):
+            _, said = self._unsaid.popleft()
+            body = said | {"feedback.time": self.clock.wall_s()}
+            await client.post("/feedback", cast_to=object, body=body)
 
 
 def _settings(port: int) -> GatewaySettings:
@@ -336,7 +430,9 @@ class Live:
         return self._pipeline.counts
 
     def feed(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
-        return self._pipeline.feed([*records, *self._circle.drain()], now_ms)
+        events, thumbs = self._circle.drain()
+        news = self._pipeline.feed([*records, *events], now_ms)
+        return [*news, *(self._pipeline.feed_feedback(thumbs, now_ms) if thumbs else ())]
 
     def feed_feedback(self, records: Sequence[bytes], now_ms: int) -> list[Alarm | Incident]:
         return self._pipeline.feed_feedback(records, now_ms)
@@ -363,6 +459,7 @@ class LiveHour(Struct, frozen=True):
         return iter(())
 
     def ratings(self) -> Iterator[Record]:
+        """None that are planned: clients give theirs."""
         return iter(())
 
 

@@ -70,6 +70,15 @@ def test_a_new_version_that_replaced_the_old_one_is_named(past: Rate) -> None:
         assert cause_of(world, monitor).labels == {"prompt_name": "ask", "prompt_version": "v2"}
 
 
+def test_of_what_has_the_same_requests_an_old_version_is_named_last() -> None:
+    """A version of a prompt does not change; what answers it does."""
+    world = [
+        Traffic({**t.labels, "prompt_name": f"for-{t.labels['provider']}"}, t.before, t.after)
+        for t in world_of(({"provider": "b"}, 0.3))
+    ]
+    assert cause_of(world, {"route": "chat"}).labels == {"provider": "b"}
+
+
 @pytest.mark.parametrize("tenant", ["t1", "t3"])
 def test_one_tenant_is_named(tenant: str) -> None:
     cause = cause_of(world_of(({"tenant": tenant}, 0.2)), {"route": "chat"})

@@ -309,6 +309,7 @@ def test_a_multiple_of_nothing_is_not_given() -> None:
     assert "(+100%)" in describe_moved([Moved("headings per answer", False, 1.0, 2.0)])
 
 
+VERSION = {"prompt_name": "a", "prompt_version": "2"}
 CAUSE = Cause({"request_model": MODEL}, 1.0, Rate(20, 200), Rate(40, 60))
 
 
@@ -322,17 +323,19 @@ def test_a_page_says_what_moved_behind_where() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "suggestion"),
+    ("labels", "before", "suggestion"),
     [
-        ({}, "Ask whether the model behind this name was changed"),
-        ({"request_model": MODEL}, "pin its previous snapshot"),
-        ({"route": "support"}, "fit the reference anew"),
-        ({"prompt_name": "a", "prompt_version": "2"}, "Roll the prompt template back"),
+        ({}, CAUSE.before, "Ask whether the model behind this name was changed"),
+        ({"request_model": MODEL}, CAUSE.before, "pin its previous snapshot"),
+        ({"route": "support"}, CAUSE.before, "fit the reference anew"),
+        (VERSION, CAUSE.before, "pin its previous snapshot"),
+        (VERSION, Rate(0, 3), "Roll the prompt template back"),
     ],
     ids=str,
 )
-def test_what_to_try_first(labels: dict[str, str], suggestion: str) -> None:
-    assert suggestion in suggest(make_fingerprint_alarm(), structs.replace(CAUSE, labels=labels))
+def test_what_to_try_first(labels: dict[str, str], before: Rate, suggestion: str) -> None:
+    cause = structs.replace(CAUSE, labels=labels, before=before)
+    assert suggestion in suggest(make_fingerprint_alarm(), cause)
 
 
 @pytest.mark.parametrize(

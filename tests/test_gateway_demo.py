@@ -33,6 +33,8 @@ def test_what_the_provider_does_wrong_is_found(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2_000:]
     played = json.loads(done.stdout.splitlines()[-1])
     assert played["events"] == played["stored"] > 1_500
+    # A fifth of the answers gets a thumb, and each finds its request.
+    assert 0.15 < played["ratings"] / played["events"] < 0.25
     found = {each["name"]: each["incident_id"] for each in played["scripted_incidents"]}
     assert set(found) == {each.name for each in SCRIPT}
     assert None not in found.values(), played["incidents"]

@@ -109,7 +109,7 @@ def test_two_causes_at_once_are_two_incidents() -> None:
     desk.see(4, {"request_model": "b-1"}, **ERRORS)
     causes = [(i.family, i.cause.labels, len(i.alarms)) for i in desk.book.open]
     assert causes == [
-        (Family.REFUSAL, {"prompt_name": "sum", "prompt_version": "v1"}, 2),
+        (Family.REFUSAL, {"prompt_name": "sum"}, 2),
         (Family.ERROR, {"provider": "b"}, 2),
     ]
 

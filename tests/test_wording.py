@@ -118,6 +118,14 @@ def test_what_to_try_first(labels: dict[str, str], suggestion: str) -> None:
     assert suggest(make_alarm(1), Cause(labels, 1.0, Rate(1, 9), Rate(5, 9))) == suggestion
 
 
+def test_a_version_that_has_long_been_there_is_not_rolled_back() -> None:
+    """It does not change: something else has, for what it is asked."""
+    cause = Cause(VERSION, 1.0, Rate(10, 1_000), Rate(50, 90))
+    assert suggest(make_alarm(1), cause) == (
+        "Look at what changed for prompt_name=support, prompt_version=v7 at that time."
+    )
+
+
 def test_a_fall_is_looked_into_and_not_repaired() -> None:
     cause = Cause({"provider": "openai"}, 1.0, Rate(5, 9), Rate(0, 9))
     refusals = make_alarm(1, direction=Direction.FALL)

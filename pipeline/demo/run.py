@@ -87,6 +87,8 @@ class DemoResult(Struct, frozen=True):
     incidents: tuple[Incident, ...]
     scripted: tuple[PlayedIncident, ...]
     detections: tuple[Detection, ...]
+    #: Thumbs that found the request that they are about.
+    ratings: int
     #: How long it took by the wall clock.
     seconds: float
 
@@ -126,8 +128,14 @@ def run_demo(
         incidents=board.incidents,
         scripted=scripted,
         detections=score(scripted, board.incidents, pipeline.query),
+        ratings=_count_ratings(pipeline.query),
         seconds=clock() - began_s,
     )
+
+
+def _count_ratings(query: Query) -> int:
+    (row,) = query("SELECT count() AS ratings FROM feedback FINAL WHERE event_id != ''")
+    return int(str(row["ratings"]))
 
 
 def find_speed(company: Hour, seconds: float) -> float:

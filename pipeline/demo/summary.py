@@ -182,11 +182,13 @@ def summarise_as_json(result: DemoResult) -> str:
     """Return the result as one line of JSON.
 
     ``incidents`` are those that the pipeline opened: ``monitor`` is what
-    crossed its threshold first, ``cause`` what explains it. Times are RFC 3339.
+    crossed its threshold first, ``cause`` what explains it; ``ratings`` are those that
+    found their request. Times are RFC 3339.
     """
     return msgspec.json.encode(
         {
             **msgspec.structs.asdict(result.accounts),
+            "ratings": result.ratings,
             "incidents": [_incident_facts(i) for i in result.incidents],
             "scripted_incidents": [_scripted_facts(d) for d in result.detections],
             "seconds": round(result.seconds, 3),

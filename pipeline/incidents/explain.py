@@ -54,7 +54,8 @@ Dimensions = tuple[str, ...]
 PROMPT_VERSION: Dimensions = ("prompt_name", "prompt_version")
 #: What is served, and to whom. What serves (a model, its provider) makes no pairs with itself.
 _SERVED = ("region", "prompt_name", "route", "tenant", "guardrail")
-#: Dimensions by which a slice may be named; of slices with the same events the first is taken.
+#: Dimensions by which a slice may be named; of slices with the same events the first is taken,
+#: unless it is a version of a prompt that has long been there.
 SINGLES: tuple[Dimensions, ...] = (
     PROMPT_VERSION,
     ("response_model",),
@@ -223,13 +224,17 @@ class Investigation(Struct, frozen=True, dict=True):
             gains[each.after] = max(gains.get(each.after, 0.0), self._gain(each, known))
         return sorted(candidates, key=lambda s: self._merit(s, gains[s.after]))
 
-    def _merit(self, each: Slice, gain: float) -> tuple[float, bool, int, int]:
+    def _merit(self, each: Slice, gain: float) -> tuple[float, bool, int, bool, int]:
         dimensions = _dimensions(each.labels)
         cost = DIMENSION_NATS * (len(dimensions) - (PROMPT_VERSION[1] in dimensions))
+        is_new = self._is_new(each)
+        # A version does not change: where an old one has the requests of something else, that has.
+        unlikely = PROMPT_VERSION[1] in dimensions and not is_new
         return (
             cost - gain,
-            not self._is_new(each),
+            not is_new,
             each.after.total,
+            unlikely,
             _ORDER.get(dimensions, len(_ORDER)),
         )
 

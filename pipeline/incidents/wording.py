@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.incidents.explain import Moved
 from pipeline.incidents.phrases import SUBJECTS, describe_edge
-from pipeline.incidents.triage import HARDLY_ANY
+from pipeline.incidents.triage import HARDLY_ANY, is_new
 from schemas.alarm import Alarm, Direction, Rate
 from schemas.incident import Cause, RootCause, Severity
 from schemas.signal import INFORMING, Family
@@ -84,15 +84,15 @@ def suggest(alarm: Alarm, cause: Cause, root_cause: RootCause | None = None) -> 
     if alarm.family is Family.ERROR and root_cause in _ERROR_MITIGATIONS:
         return _ERROR_MITIGATIONS[root_cause]
     labels = cause.labels
-    if alarm.family is Family.FINGERPRINT and "prompt_version" not in labels:
+    if "prompt_version" in labels and is_new(cause):
+        return "Roll the prompt template back to the version before this one."
+    if alarm.family is Family.FINGERPRINT:
         return (
             "Ask whether the model behind this name was changed, and pin its previous snapshot;"
             " if the change was meant, fit the reference anew."
         )
     if not labels:
         return "Look at what all traffic shares: the gateway, its network, a sole provider."
-    if "prompt_version" in labels:
-        return "Roll the prompt template back to the version before this one."
     if "response_model" in labels:
         return "Pin the model's previous snapshot, or route around this one."
     if "provider" in labels or "region" in labels:
