@@ -126,7 +126,7 @@ def settings_for(
 def consume(settings: KafkaSettings, topic: str) -> list[Any]:
     """Return every record that is in `topic` now, as kafka-python's ConsumerRecord.
 
-    Records are in order within a partition.
+    Records are in order within a partition. Fails when none comes for `CONSUME_TIMEOUT_S`.
     """
     with_timeout = {"consumer_timeout_ms": 500, "auto_offset_reset": "earliest"}
     consumer = KafkaConsumer(**client_settings(settings), **with_timeout)
@@ -139,7 +139,9 @@ def consume(settings: KafkaSettings, topic: str) -> list[Any]:
         deadline_s = time.monotonic() + CONSUME_TIMEOUT_S
         while any(consumer.position(part) < ends[part] for part in parts):
             assert time.monotonic() < deadline_s, f"{len(records)} records, and no end of {topic}"
-            records.extend(consumer)
+            if more := list(consumer):
+                records += more
+                deadline_s = time.monotonic() + CONSUME_TIMEOUT_S
         return records
     finally:
         consumer.close(autocommit=False)
