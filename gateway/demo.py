@@ -252,7 +252,8 @@ def compose(number: int, fraction: float) -> tuple[dict[str, Any], dict[str, str
 def rate(number: int, request_id: str, fate: Fate) -> dict[str, Any] | None:
     """Return what somebody thinks of an answer, but for when it is said; None: nobody says it."""
     says, dislikes = np.random.default_rng((number, 2)).random(2)
-    if says >= _RATED_SHARE:
+    # At the edge of an outage the provider may have answered after all.
+    if says >= _RATED_SHARE or fate is Fate.FAILED:
         return None
     return {
         "feedback.id": f"thumb-{number}",
@@ -301,7 +302,7 @@ class Circle:
         """Return the events and the thumbs that have arrived since."""
         if self._error is not None:
             raise self._error
-        # Thumbs first: those that come while the others are taken may be about what is not there.
+        # Thumbs first: so the requests that they are about are among the events, or were before.
         thumbs = self._thumbs.drain()
         return self._events.drain(), thumbs
 

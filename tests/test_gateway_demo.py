@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.demo import SCRIPT, compose, read_order
+from gateway.demo import SCRIPT, Fate, compose, rate, read_order
 
 
 @pytest.mark.parametrize("number", [1, 7, 42])
@@ -20,6 +20,17 @@ def test_the_provider_knows_which_request_it_has(number: int) -> None:
     assert found == number
     system = {"system": body["messages"][0]["content"], "messages": []}
     assert read_order(system) == (route, version, number)
+
+
+def test_users_dislike_what_declines_and_say_nothing_of_what_failed() -> None:
+    def share_disliked(fate: Fate) -> float:
+        said = [each for n in range(2_000) if (each := rate(n, f"request-{n}", fate))]
+        assert all(each["event.id"] == f"request-{each['feedback.id'][6:]}" for each in said)
+        return sum(each["gen_ai.evaluation.score.value"] == 0 for each in said) / len(said)
+
+    assert share_disliked(Fate.ANSWERED) < 0.15 < share_disliked(Fate.CUT)
+    assert share_disliked(Fate.CUT) < 0.7 < share_disliked(Fate.DECLINED)
+    assert {rate(n, "request", Fate.FAILED) for n in range(100)} == {None}
 
 
 def test_what_the_provider_does_wrong_is_found(tmp_path: Path) -> None:
