@@ -15,6 +15,7 @@ from tests.chaos.events import Load, is_bad
 from tests.chaos.plan import BY_NAME, KINDS, POINTS, Part, draw_plan
 from tests.chaos.proxy import FaultProxy
 from tests.chaos.run import Settings, running
+from tests.chaos.watch import Recoveries
 from tests.chaos.world import Ground, ground
 from tests.support.clickhouse import ClickHouseServer
 from tests.support.kafka import require_jars
@@ -55,6 +56,45 @@ def test_the_load_is_a_function_of_its_numbers() -> None:
     assert {number for number, _ in lines} == set(range(1_000))
     assert len(lines) == 1_000 + len(range(5, 1_000, 97))
     assert [n for n in range(1_000) if is_bad(n)] == [7, 506]
+
+
+# --- Recoveries ------------------------------------------------------------------------------
+
+
+def test_a_recovery_is_done_when_all_that_was_written_by_its_fault_is() -> None:
+    recoveries = Recoveries()
+    recoveries.begin()
+    recoveries.end("worker_killed", 100.0)
+    recoveries.sample({0: 5, 1: 9}, {0: 50, 1: 9}, 100.5)
+    recoveries.sample({0: 49, 1: 9}, {0: 90, 1: 9}, 103.0)
+    assert recoveries.taken == {}
+    recoveries.sample({0: 50, 1: 9}, {0: 99, 1: 9}, 104.0)
+    assert recoveries.taken == {"worker_killed": [4.0]}
+
+
+def test_a_recovery_begins_when_the_last_of_several_faults_is_over() -> None:
+    recoveries = Recoveries()
+    recoveries.begin()
+    recoveries.begin()
+    recoveries.end("worker_killed", 100.0)
+    recoveries.sample({0: 9}, {0: 9}, 105.0)
+    recoveries.end("broker_killed", 110.0)
+    recoveries.sample({0: 9}, {0: 20}, 110.5)
+    recoveries.sample({0: 20}, {0: 20}, 112.0)
+    assert recoveries.taken == {"broker_killed": [2.0]}
+
+
+def test_a_recovery_that_the_next_fault_interrupts_is_none() -> None:
+    recoveries = Recoveries()
+    recoveries.begin()
+    recoveries.end("worker_killed", 100.0)
+    recoveries.sample({0: 5}, {0: 50}, 100.5)
+    recoveries.begin()
+    recoveries.sample({0: 50}, {0: 50}, 101.0)
+    recoveries.end("clickhouse_hangs", 102.0)
+    recoveries.sample({0: 50}, {0: 50}, 102.5)
+    recoveries.sample({0: 50}, {0: 50}, 103.0)
+    assert recoveries.taken == {"clickhouse_hangs": [1.0]}
 
 
 # --- The verdict -----------------------------------------------------------------------------

@@ -49,44 +49,50 @@ class Injector:
             self._threads.submit(self._go_through, [f for f in faults if f.part is part], begin_s)
             for part in Part
         ]
-        wait(lanes)
+        while wait(lanes, timeout=_LOOK_S).not_done:
+            self._see_points()
         for lane in lanes:
             lane.result()
-        for point in list(self._armed):
-            self._disarm(point)
+        self._see_points()
+        for point in self._armed:
+            (self._world.points / point).unlink(missing_ok=True)
 
     def _go_through(self, faults: list[Fault], begin_s: float) -> None:
         for fault in faults:
             self._stopping.wait(max(0.0, begin_s + fault.at_s - monotonic()))
             if self._stopping.is_set():
                 return
-            with self._observed(fault):
-                self._apply(fault)
-
-    @contextmanager
-    def _observed(self, fault: Fault) -> Iterator[None]:
-        self._world.note(f"{fault.kind} for {fault.lasting_s:.1f} s")
-        if fault.part is not Part.RECEIVER:
-            self._watch.began()
-        yield
-        self._world.note(f"{fault.kind} is over")
-        if fault.part is not Part.RECEIVER:
-            self._watch.ended(fault.kind)
+            self._world.note(f"{fault.kind} for {fault.lasting_s:.1f} s")
+            self._apply(fault)
+            self._world.note(f"{fault.kind} is over")
 
     def _apply(self, fault: Fault) -> None:
         if fault.kind.startswith(_KILLED_AT):
-            self._kill_at(fault, fault.kind.removeprefix(_KILLED_AT))
+            self._kill_at(fault.kind.removeprefix(_KILLED_AT))
             return
+        if fault.kind == "clickhouse_died_after_apply":
+            self._await_applied()
         apply: Callable[[Fault], None] = getattr(self, f"_{fault.kind}")
-        apply(fault)
+        with self._in_force(fault):
+            apply(fault)
         self.counts[fault.kind] += 1
+
+    @contextmanager
+    def _in_force(self, fault: Fault) -> Iterator[None]:
+        """Tell the watch, of all but the receivers: events do not wait for those."""
+        if fault.part is Part.RECEIVER:
+            yield
+            return
+        self._watch.began()
+        yield
+        self._watch.ended(fault.kind)
 
     def _last(self, fault: Fault) -> None:
         self._stopping.wait(fault.lasting_s)
 
     # Workers
 
-    def _kill_at(self, fault: Fault, point: str) -> None:
+    def _kill_at(self, point: str) -> None:
         """Whoever comes to the point next dies there; what is rarely come to is not waited for."""
         if point in self._armed:
             return
@@ -95,17 +101,17 @@ class Injector:
         if point not in POINTS[:7]:
             return
         deadline_s = monotonic() + 2 * self._world.session_s
-        while (self._world.points / point).exists() and monotonic() < deadline_s:
+        while point in self._armed and monotonic() < deadline_s:
             self._stopping.wait(_LOOK_S)
-        self._disarm(point)
 
-    def _disarm(self, point: str) -> None:
-        self._armed.discard(point)
-        file = self._world.points / point
-        if file.exists():
-            file.unlink(missing_ok=True)
-        else:
-            self.counts[f"{_KILLED_AT}{point}"] += 1
+    def _see_points(self) -> None:
+        """Count who has died at a point, and tell the watch: a fault it is from then on."""
+        for point in sorted(self._armed):
+            if not (self._world.points / point).exists():
+                self._watch.began()
+                self._watch.ended(f"{_KILLED_AT}{point}")
+                self.counts[f"{_KILLED_AT}{point}"] += 1
+                self._armed.discard(point)
 
     def _worker_killed(self, fault: Fault) -> None:
         slot = self._world.fleet.pick(fault.draw)
@@ -180,8 +186,8 @@ class Injector:
         self._last(fault)
         self._world.ground.server.resume()
 
-    def _clickhouse_died_after_apply(self, fault: Fault) -> None:
-        """It writes an insert, dies before it can say so, and is away for a while."""
+    def _await_applied(self) -> None:
+        """Wait until ClickHouse has written an insert; it dies before it can say so."""
         proxy, died = self._world.ground.proxy, threading.Event()
 
         def end() -> None:
@@ -191,6 +197,8 @@ class Injector:
         proxy.on_applied = end
         while not died.wait(_LOOK_S) and not self._stopping.is_set():
             pass
+
+    def _clickhouse_died_after_apply(self, fault: Fault) -> None:
         self._last(fault)
         self._mend(self._world.ground.start_server)
 

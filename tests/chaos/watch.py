@@ -47,12 +47,44 @@ class Offsets:
         self._consumer.close(autocommit=False)
 
 
-class Watch:
-    """Samples offsets in a thread of its own. Use as a context manager.
+class Recoveries:
+    """How long it takes from the end of a fault until all that had been written by then is done.
 
-    The recovery from a fault is the time from its end until everything that had been written by
-    then is done. A fault that the next one interrupts has none.
+    Counted where no other fault is in force; where the next one comes before that, not at all.
     """
+
+    def __init__(self) -> None:
+        self._in_force = 0
+        self._healed: list[tuple[str, float]] = []
+        #: (kind, when it was over, what had been written by then).
+        self._waiting: list[tuple[str, float, dict[int, int]]] = []
+        self.taken: dict[str, list[float]] = {}
+
+    def begin(self) -> None:
+        """A fault has begun: what was recovering is no longer left alone."""
+        self._in_force += 1
+        self._waiting.clear()
+        self._healed.clear()
+
+    def end(self, kind: str, now_s: float) -> None:
+        self._in_force -= 1
+        if not self._in_force:
+            self._healed.append((kind, now_s))
+
+    def sample(self, committed: dict[int, int], ends: dict[int, int], now_s: float) -> None:
+        """Take in what is committed and written, by partition, at `now_s`."""
+        waiting, self._waiting = self._waiting, []
+        for kind, ended_s, written in waiting:
+            if all(committed[p] >= end for p, end in written.items()):
+                self.taken.setdefault(kind, []).append(now_s - ended_s)
+            else:
+                self._waiting.append((kind, ended_s, written))
+        self._waiting += [(kind, ended_s, ends) for kind, ended_s in self._healed]
+        self._healed.clear()
+
+
+class Watch:
+    """Samples offsets in a thread of its own. Use as a context manager."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
@@ -60,15 +92,12 @@ class Watch:
         self._closing = threading.Event()
         self._offsets = Offsets(settings, settings.events_topic)
         self._committed: dict[int, int] = {}
-        #: (kind, when it was over, what had been written by then).
-        self._waiting: list[tuple[str, float, dict[int, int]]] = []
-        self._healed: list[tuple[str, float]] = []
+        self._recoveries = Recoveries()
         self._stale = False
         self.samples = 0
         self.commits_back = 0
         self.lag = -1
         self.lag_max = 0
-        self.recoveries: dict[str, list[float]] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -80,15 +109,17 @@ class Watch:
         self._thread.join()
         self._offsets.close()
 
+    @property
+    def recoveries(self) -> dict[str, list[float]]:
+        return self._recoveries.taken
+
     def began(self) -> None:
-        """A fault has begun: what was recovering is no longer left alone."""
         with self._lock:
-            self._waiting.clear()
-            self._healed.clear()
+            self._recoveries.begin()
 
     def ended(self, kind: str) -> None:
         with self._lock:
-            self._healed.append((kind, time.monotonic()))
+            self._recoveries.end(kind, time.monotonic())
 
     def wait_for_lag_zero(self, timeout_s: float) -> bool:
         """Wait for a sample, begun from now on, in which nothing is behind."""
@@ -137,15 +168,4 @@ class Watch:
             self.commits_back += sum(committed[p] < o for p, o in before.items())
             self.lag = sum(end - committed[p] for p, end in ends.items())
             self.lag_max = max(self.lag_max, self.lag)
-            self._settle(committed, now_s)
-            self._waiting += [(kind, ended_s, ends) for kind, ended_s in self._healed]
-            self._healed.clear()
-
-    def _settle(self, committed: dict[int, int], now_s: float) -> None:
-        still = []
-        for kind, ended_s, ends in self._waiting:
-            if all(committed[p] >= end for p, end in ends.items()):
-                self.recoveries.setdefault(kind, []).append(now_s - ended_s)
-            else:
-                still.append((kind, ended_s, ends))
-        self._waiting = still
+            self._recoveries.sample(committed, ends, now_s)
