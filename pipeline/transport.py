@@ -137,17 +137,43 @@ class Consumer(driver.Consumer):
         super().__init__(*given, **named)
         #: Partition → generation, and the last offset that was handed on in it.
         self._handed: dict[TP, tuple[int, int]] = {}
+        #: How often partitions were taken from us; and how often when a seek began that is done.
+        self._revocations = 0
+        self._sought_at = 0
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Count it. Faust then stops the flow, until what is ours afterwards has been sought."""
+        self._revocations += 1
+        await super().on_partitions_revoked(revoked)
+
+    async def perform_seek(self) -> None:
+        """Seek to the committed offsets: Faust's last step before it lets records flow again."""
+        revocations = self._revocations
+        await super().perform_seek()
+        self._sought_at = revocations
+
+    def resume_flow(self) -> None:
+        """Let records flow, unless partitions were taken from us since Faust began to seek.
+
+        It does not look again, and what it let through between the next assignment and that one's
+        seek would come twice in one generation.
+        """
+        if self._sought_at == self._revocations:
+            super().resume_flow()
+        else:
+            logger.info("another rebalance has begun: nothing flows until it is over")
 
     async def getmany(
         self,
         timeout: float,  # noqa: ASYNC109 — Faust's own signature
     ) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
         """Yield one message for each partition with new records; its value is the records."""
+        revocations = self._revocations
         fetched, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if fetched is None or self.should_stop:
             return
-        if not self.flow_active:
+        if not self.flow_active or self._revocations != revocations:
             await self._seek_back()
             return
         for tp, records in fetched.items():
@@ -176,7 +202,7 @@ class Consumer(driver.Consumer):
         """
         self._handed.clear()
         try:
-            await self.perform_seek()
+            await super().perform_seek()
         except (IllegalStateError, KafkaError) as error:
             logger.info("cannot seek during a rebalance: %s", error)
 

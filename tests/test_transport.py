@@ -210,15 +210,71 @@ async def test_a_partition_that_goes_during_a_rebalance_does_not_end_the_worker(
     async def fetch(_timeout: float) -> tuple[dict[Any, Any], None]:
         return {TP(kafka_settings.events_topic, 0): [Record(0, 0, b"{}")]}, None
 
-    async def seek() -> None:
+    async def seek() -> dict[Any, Any]:
         sought.append(True)
         raise IllegalStateError("No current assignment")
 
     monkeypatch.setattr(consumer, "_wait_next_records", fetch)
-    monkeypatch.setattr(consumer, "perform_seek", seek)
+    monkeypatch.setattr(consumer, "seek_to_committed", seek)
     consumer.flow_active = False
     assert [each async for each in consumer.getmany(1.0)] == []
     assert sought
+
+
+async def accept_revocation(_revoked: set[TP]) -> None:
+    """What Faust does then needs a consumer that runs."""
+
+
+async def test_nothing_flows_where_a_rebalance_began_while_another_was_ending(
+    kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faust seeks, and then resumes without looking whether the partitions are still its own."""
+    app, _ = listening(kafka_settings)
+    consumer, taken = app.consumer, [True]
+
+    async def seek() -> dict[Any, Any]:
+        if taken:
+            taken.pop()
+            consumer.stop_flow()
+            await consumer.on_partitions_revoked(set())
+        return {}
+
+    monkeypatch.setattr(consumer, "seek_to_committed", seek)
+    monkeypatch.setattr(consumer, "_on_partitions_revoked", accept_revocation)
+    await consumer.perform_seek()
+    consumer.resume_flow()
+    assert not consumer.flow_active
+    await consumer.perform_seek()
+    consumer.resume_flow()
+    assert consumer.flow_active
+
+
+async def test_what_was_fetched_before_a_rebalance_is_not_handed_on_after_it(
+    kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, _ = listening(kafka_settings)
+    consumer, tp = app.consumer, TP(kafka_settings.events_topic, 0)
+    taken, sought = [True], []
+
+    async def fetch(_timeout: float) -> tuple[dict[Any, Any], None]:
+        if taken:
+            taken.pop()
+            await consumer.on_partitions_revoked(set())
+            await consumer.perform_seek()
+            consumer.resume_flow()
+        return {tp: [Record(4, 0, b"{}")]}, None
+
+    async def seek() -> dict[Any, Any]:
+        sought.append(True)
+        return {}
+
+    monkeypatch.setattr(consumer, "_wait_next_records", fetch)
+    monkeypatch.setattr(consumer, "seek_to_committed", seek)
+    monkeypatch.setattr(consumer, "_on_partitions_revoked", accept_revocation)
+    consumer.flow_active = True
+    assert [each async for each in consumer.getmany(1.0)] == []
+    assert len(sought) == 2
+    assert len([each async for each in consumer.getmany(1.0)]) == 1
 
 
 @pytest.mark.parametrize(("offset", "goes_back"), [(5, True), (6, False)])

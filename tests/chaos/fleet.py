@@ -15,6 +15,7 @@ from tests.support.workers import WorkerProcess
 
 _LOOK_S = 0.1
 _LOOKS_A_SECOND = 10
+_SECONDS_A_NOTE = 60
 #: An orchestrator takes a moment.
 RESTART_S = 0.5
 #: How we end workers, and how they end themselves when asked to.
@@ -125,6 +126,8 @@ class Fleet:
                     held_mb = max((slot.worker.rss_mb for slot in self.slots), default=0.0)
                     self._held_mb.append(held_mb)
                     self.rss_max_mb = max(self.rss_max_mb, held_mb)
+                    if len(self._held_mb) % _SECONDS_A_NOTE == 0:
+                        self._note(f"the largest worker holds {held_mb:.0f} MB")
 
     def rss_growth_mb(self) -> float:
         """How much more the largest worker held in the last quarter than in the second."""
