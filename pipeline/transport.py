@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -119,12 +119,24 @@ class Producer(driver.Producer):
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's, which waits for the broker at its start."""
+    """Faust's, which waits for the broker at its start, and seeks in every partition."""
 
     def _create_consumer(self, loop: Any) -> Any:
         consumer = super()._create_consumer(loop)
         consumer.start = partial(connect, self, consumer.start)
         return consumer
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Seek to what is committed, and to the beginning where nothing is, or 0.
+
+        aiokafka stays where it is in these: what was fetched of them and dropped would not come
+        again.
+        """
+        committed: Mapping[TP, int] = await super().seek_to_committed()
+        unread = [tp for tp, offset in committed.items() if not offset]
+        if unread:
+            await self.seek_to_beginning(*unread)
+        return committed
 
 
 class Consumer(driver.Consumer):

@@ -137,6 +137,28 @@ async def test_a_second_worker_fences_the_first_and_starts_at_the_declared_range
             assert tuple(await offsets.read(topic, theirs[0].partition)) == (7, "7-11")
 
 
+@pytest.mark.kafka
+async def test_a_seek_back_reaches_partitions_of_which_nothing_is_committed(
+    kafka_settings: KafkaSettings,
+) -> None:
+    create_topics(kafka_settings)
+    produce(kafka_settings, VALUES)
+    app, batches = listening(kafka_settings)
+    topic = kafka_settings.events_topic
+    async with running(app):
+        await until(lambda: sum(len(b.records) for b in batches) == len(VALUES))
+        generation = batches[0].generation
+        await OffsetLog(app).write(topic, 0, 0, "0-99", generation)
+        await OffsetLog(app).write(topic, 1, 10, "", generation)
+        batches.clear()
+        await cast(Consumer, app.consumer)._seek_back()
+        await until(lambda: sum(len(b.records) for b in batches) == len(VALUES) - 10)
+    first = {partition: min(
+        b.records[0].offset for b in batches if b.partition == partition
+    ) for partition in range(3)}  # fmt: skip
+    assert first == {0: 0, 1: 10, 2: 0}
+
+
 @asynccontextmanager
 async def relaying(port: int, target: tuple[str, int]) -> AsyncIterator[asyncio.Event]:
     """Let the broker be found at another port; the event is that somebody has asked for it."""
