@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -170,15 +171,31 @@ def test_migrations_that_were_cut_off_are_finished(fresh: Store) -> None:
     assert tables_of(fresh) == before
 
 
+@contextmanager
+def connected(server: ClickHouseServer, database: str, **options: Any) -> Iterator[Store]:
+    settings = settings_of(Path(), database)
+    store = Store(settings.model_copy(update={"mode": "http", "port": server.port} | options))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
 @pytest.fixture
 def over_http(clickhouse_server: ClickHouseServer, database: str) -> Iterator[Store]:
-    settings = settings_of(Path(), database).model_copy(
-        update={"mode": "http", "port": clickhouse_server.port, "timeout_s": 1.0}
-    )
-    store = Store(settings)
-    assert len(store.migrate()) == len(read_migrations())
-    yield store
-    store.close()
+    with connected(clickhouse_server, database) as store:
+        assert len(store.migrate()) == len(read_migrations())
+        yield store
+
+
+@pytest.fixture
+def impatient(
+    over_http: Store, clickhouse_server: ClickHouseServer, database: str
+) -> Iterator[Store]:
+    """Waits so long for an answer: a server that hangs is found out, a slow one is not."""
+    with connected(clickhouse_server, database, timeout_s=3.0) as store:
+        store.use_database()
+        yield store
 
 
 def test_the_same_schema_over_http(over_http: Store, migrated: Store) -> None:
@@ -214,18 +231,18 @@ def test_the_books_of_a_partition_hold_each_chunk_once(migrated: Store) -> None:
 
 @pytest.mark.parametrize("fault", ["refuse_next", "hang_next", "fail_after_apply_next"])
 def test_an_insert_whose_answer_is_lost_may_be_repeated(
-    over_http: Store, clickhouse_server: ClickHouseServer, fault: str
+    impatient: Store, clickhouse_server: ClickHouseServer, fault: str
 ) -> None:
-    requests = RequestStore(over_http)
+    requests = RequestStore(impatient)
     effects = effects_of(make_chunk([to_bytes(e) for e in make_traffic(2, 20)]))
     for step in (requests.find_unstorable, partial(requests.store_rest, written_ms=NOW_MS)):
         getattr(clickhouse_server, fault)()
         with pytest.raises(SinkUnavailable):
             step(effects)
         step(effects)
-    assert count(over_http, "requests", "events") == 20
+    assert count(impatient, "requests", "events") == 20
     total = "SELECT sum(requests) FROM rollup_1m WHERE grouping = 'request_model'"
-    assert over_http.rows(total) == [(20,)]
+    assert impatient.rows(total) == [(20,)]
 
 
 # --- Values ----------------------------------------------------------------------------------
