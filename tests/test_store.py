@@ -6,7 +6,6 @@ import datetime as dt
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from pipeline.core.pricing import RATE_MAX, TOKENS_MAX, Pricer
 from pipeline.core.step import Admission, StepConfig, admit, derive_effects
 from pipeline.core.users import UserKey
 from pipeline.errors import PermanentError, RetryableError, RowsRefused, SinkUnavailable
-from pipeline.sinks.clickhouse import QueryFailed, Store
+from pipeline.sinks.clickhouse import QueryFailed, Store, open_store
 from pipeline.sinks.detections import DetectionStore
 from pipeline.sinks.incidents import IncidentStore
 from pipeline.sinks.outbox import ClickHouseOutbox
@@ -87,10 +86,8 @@ def fresh(embedded_path: Path, database: str) -> Iterator[Store]:
 
 @pytest.fixture
 def migrated(embedded_path: Path, empty_database: str) -> Iterator[Store]:
-    store = Store(settings_of(embedded_path, empty_database))
-    store.use_database()
-    yield store
-    store.close()
+    with open_store(settings_of(embedded_path, empty_database)) as store:
+        yield store
 
 
 @pytest.fixture
@@ -171,21 +168,13 @@ def test_migrations_that_were_cut_off_are_finished(fresh: Store) -> None:
     assert tables_of(fresh) == before
 
 
-@contextmanager
-def connected(server: ClickHouseServer, database: str, **options: Any) -> Iterator[Store]:
-    settings = settings_of(Path(), database)
-    store = Store(settings.model_copy(update={"mode": "http", "port": server.port} | options))
-    try:
-        yield store
-    finally:
-        store.close()
-
-
 @pytest.fixture
 def over_http(clickhouse_server: ClickHouseServer, database: str) -> Iterator[Store]:
-    with connected(clickhouse_server, database) as store:
-        assert len(store.migrate()) == len(read_migrations())
-        yield store
+    settings = settings_of(Path(), database)
+    store = Store(settings.model_copy(update={"mode": "http", "port": clickhouse_server.port}))
+    assert len(store.migrate()) == len(read_migrations())
+    yield store
+    store.close()
 
 
 @pytest.fixture
@@ -193,8 +182,10 @@ def impatient(
     over_http: Store, clickhouse_server: ClickHouseServer, database: str
 ) -> Iterator[Store]:
     """Waits so long for an answer: a server that hangs is found out, a slow one is not."""
-    with connected(clickhouse_server, database, timeout_s=3.0) as store:
-        store.use_database()
+    settings = ClickHouseSettings(
+        mode="http", port=clickhouse_server.port, database=database, timeout_s=3.0
+    )
+    with open_store(settings) as store:
         yield store
 
 
